@@ -1,0 +1,1 @@
+"""The shared vocabulary of operator and trainer: one definition per fact, no I/O."""

@@ -1,0 +1,106 @@
+"""`run.json`: what the stages of one job are told. Complete: nothing is left to guess.
+
+The operator resolves a job and its profile into this; `prepare`, `train` and `export` read it.
+Paths are inside the container (or, run by hand, on this machine).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from finetune_api.base import ApiModel
+
+WORK_MODEL = "model"
+"""In the work directory: the base model as safetensors with tokenizer, written by prepare."""
+WORK_DATA = "data"
+"""In the work directory: tokenised and packed data, written by prepare."""
+WORK_PREPARE_FACTS = "prepare.json"
+"""In the work directory: `PrepareFacts`, written last by prepare."""
+WORK_RESULT = "result"
+"""In the work directory: what training leaves for export (adapter or model as safetensors)."""
+WORK_TRAIN_FACTS = "train.json"
+"""In the work directory: `TrainFacts`, written last by train."""
+WORK_LOSSES = "losses.jsonl"
+"""In the work directory: one line per logged step, for the loss curve."""
+WORK_OUTPUT = "output"
+"""In the work directory: the artefact, where the job names no other place."""
+
+
+class SourceConfig(ApiModel):
+    """A model or dataset."""
+
+    uri: str
+    """As in the manifest."""
+
+    path: str | None = None
+    """Where it is mounted (`pvc://`, `configmap://`, local); None: fetch it (`hf://`)."""
+
+    revision: str | None = None
+    """Commit, branch or tag (`hf://`); None: the main branch."""
+
+
+class LoraConfig(ApiModel):
+    """As in `FineTuneJob.spec.method.lora`."""
+
+    rank: int
+    alpha: int
+    dropout: float
+    target_modules: list[str]
+    """Layer names, or `["all-linear"]`."""
+
+
+class TrainingConfig(ApiModel):
+    """As in `FineTuneJob.spec.training`, resolved."""
+
+    epochs: float | None
+    """Passes over the data; None: `max_steps` counts."""
+    max_steps: int | None
+    """Optimizer steps; None: `epochs` counts."""
+    learning_rate: float
+    schedule: Literal["Cosine", "Linear", "Constant"]
+    warmup_fraction: float
+    weight_decay: float
+    max_grad_norm: float
+    global_batch_size: int
+    micro_batch_size: int
+    gradient_accumulation_steps: int
+    sequence_length: int
+    packing: bool
+    precision: Literal["BF16", "FP32"]
+    gradient_checkpointing: bool
+    seed: int
+
+
+class RunConfig(ApiModel):
+    """Everything that the trainer needs to know."""
+
+    schema_version: Literal[1] = 1
+    namespace: str
+    name: str
+    uid: str
+    model: SourceConfig
+    dataset: SourceConfig
+    dataset_format: Literal["Auto", "Chat", "Instruction", "Text"]
+    eval_fraction: float
+    """Part of the examples held out."""
+    objective: Literal["SFT"]
+    tuning: Literal["Full", "LoRA"]
+    lora: LoraConfig | None
+    """Set if and only if `tuning` is LoRA."""
+    training: TrainingConfig
+    num_nodes: int
+    num_proc_per_node: int
+    zero_stage: Literal[1, 2, 3]
+    accelerator: Literal["CUDA", "CPU"]
+    work_dir: str
+    """The job's own directory, seen by all its pods."""
+    output_uri: str
+    """Where the result goes, for people."""
+    output_dir: str
+    """Where the result goes, as a path."""
+    merge: bool
+
+    @property
+    def world_size(self) -> int:
+        """Training processes in all."""
+        return self.num_nodes * self.num_proc_per_node

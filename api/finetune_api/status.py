@@ -1,0 +1,283 @@
+"""`FineTuneJob.status`: what the operator says about a job."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field, StringConstraints
+
+from finetune_api.base import ApiModel
+from finetune_api.outcome import FailureClass
+
+Phase = Literal[
+    "Pending", "Preparing", "Starting", "Running", "Exporting", "Succeeded", "Failed"
+]
+PHASES: tuple[Phase, ...] = (
+    "Pending",
+    "Preparing",
+    "Starting",
+    "Running",
+    "Exporting",
+    "Succeeded",
+    "Failed",
+)
+TERMINAL_PHASES: frozenset[Phase] = frozenset({"Succeeded", "Failed"})
+
+Activity = Literal["Loading", "Training", "Evaluating", "Saving", "Done"]
+
+MAX_MESSAGE = 4096
+MAX_HISTORY = 50
+
+Time = Annotated[str, Field(json_schema_extra={"format": "date-time"}, max_length=64)]
+Message = Annotated[str, StringConstraints(max_length=MAX_MESSAGE)]
+ShortText = Annotated[str, StringConstraints(max_length=1024)]
+Count = Annotated[int, Field(ge=0, le=9_007_199_254_740_991)]
+
+
+class Condition(ApiModel):
+    """One aspect of the state, in the form of Kubernetes' own conditions."""
+
+    type: Annotated[str, StringConstraints(min_length=1, max_length=64)]
+    """`Validated`, `Prepared`, `Trained`, `Exported`, `Complete` or `Failed`."""
+
+    status: Literal["True", "False", "Unknown"]
+    """Whether it holds."""
+
+    reason: Annotated[str, StringConstraints(min_length=1, max_length=128)]
+    """Why, in one word."""
+
+    message: Message
+    """Why, in a sentence."""
+
+    last_transition_time: Time
+    """When `status` last changed."""
+
+    observed_generation: Count
+    """The generation of the spec that this is about."""
+
+
+class HistoryPoint(ApiModel):
+    """One point of the loss curve."""
+
+    step: Count
+    """Optimizer step."""
+
+    loss: float
+    """Training loss, mean over the tokens of the step."""
+
+
+class Progress(ApiModel):
+    """How far the training is, as reported by rank 0."""
+
+    attempt: Count
+    """The attempt that reported."""
+
+    step: Count | None = None
+    """Optimizer steps done."""
+
+    total_steps: Count | None = None
+    """Optimizer steps in all."""
+
+    epoch: Annotated[float, Field(ge=0, le=1_000_000)] | None = None
+    """Passes over the data so far."""
+
+    percent: Annotated[int, Field(ge=0, le=100)] = 0
+    """Steps done, in percent."""
+
+    eta_seconds: Count | None = None
+    """Estimated seconds until training ends."""
+
+    loss: float | None = None
+    """Training loss of the last logged step."""
+
+    eval_loss: float | None = None
+    """Last loss on the held-out part."""
+
+    learning_rate: float | None = None
+    """Learning rate of the last logged step."""
+
+    grad_norm: float | None = None
+    """Global gradient norm before clipping."""
+
+    tokens_per_second: float | None = None
+    """Tokens trained on per second, over all workers."""
+
+    activity: Activity | None = None
+    """What the workers are doing."""
+
+    last_update_time: Time
+    """When this was written."""
+
+    history: Annotated[list[HistoryPoint], Field(max_length=MAX_HISTORY)] = []
+    """At most 50 points of the loss curve, evenly thinned."""
+
+
+class DatasetFacts(ApiModel):
+    """What prepare found in the data."""
+
+    examples: Count
+    """Examples to train on."""
+
+    eval_examples: Count
+    """Examples held out."""
+
+    tokens: Count
+    """Tokens to train on, padding not counted."""
+
+    trained_tokens: Count
+    """Tokens whose prediction is learned."""
+
+    sequences: Count
+    """Sequences after packing."""
+
+    truncated_fraction: Annotated[float, Field(ge=0, le=1)]
+    """Part of the examples that were longer than the sequence length and cut."""
+
+    packing_efficiency: Annotated[float, Field(ge=0, le=1)]
+    """Real tokens per token computed."""
+
+    format: Literal["Chat", "Instruction", "Text"]
+    """The format that was found."""
+
+
+class Resolved(ApiModel):
+    """Every `Auto` and default as decided for this run."""
+
+    profile: ShortText | None = None
+    """The profile, as it was when the job started."""
+
+    image: ShortText | None = None
+    """The trainer image."""
+
+    num_nodes: Count | None = None
+    """Worker pods."""
+
+    num_proc_per_node: Count | None = None
+    """Training processes per worker."""
+
+    zero_stage: Count | None = None
+    """DeepSpeed ZeRO stage."""
+
+    micro_batch_size: Count | None = None
+    """Sequences per forward pass of one process."""
+
+    gradient_accumulation_steps: Count | None = None
+    """Forward passes per optimizer step."""
+
+    total_steps: Count | None = None
+    """Optimizer steps in all."""
+
+    model_revision: ShortText | None = None
+    """Commit of an `hf://` model."""
+
+    parameters: Count | None = None
+    """Parameters of the base model."""
+
+
+class OutputStatus(ApiModel):
+    """Where the result is, and the proof that it is whole."""
+
+    uri: ShortText
+    """Where the result was written."""
+
+    digest: Annotated[str, StringConstraints(max_length=128)]
+    """`sha256:` of the list of files and their hashes (`manifest.json` beside them)."""
+
+    bytes: Count
+    """Size of all files."""
+
+    eval_loss_before: float | None = None
+    """Loss of the base model on the held-out part."""
+
+    eval_loss_after: float | None = None
+    """Loss of the tuned model on the held-out part."""
+
+
+class LastFailure(ApiModel):
+    """Why the job failed, and where."""
+
+    model_config = ConfigDict(protected_namespaces=())
+
+    failure_class: FailureClass = Field(alias="class")
+    """Whose problem it is: `Configuration`, `Data`, `Model`, `OutOfMemory` and `Diverged` are the
+    job's, the others the platform's."""
+
+    stage: Literal["prepare", "train", "export"] | None = None
+    """The stage that failed."""
+
+    message: Message
+    """What happened and what to do."""
+
+    rank: Count | None = None
+    """The process that failed first."""
+
+    node: ShortText | None = None
+    """The Kubernetes node it ran on."""
+
+    pod: ShortText | None = None
+    """The pod it ran in."""
+
+    exit_code: Annotated[int, Field(ge=0, le=255)] | None = None
+    """Exit code of its container."""
+
+    log_tail: Message | None = None
+    """The last lines it printed."""
+
+    time: Time
+    """When it failed."""
+
+
+class StageTimes(ApiModel):
+    """When each stage began and ended."""
+
+    name: Literal["prepare", "train", "export"]
+    """The stage."""
+
+    start_time: Time
+    """When its Kubernetes Job started."""
+
+    completion_time: Time | None = None
+    """When its Kubernetes Job ended."""
+
+
+class FineTuneJobStatus(ApiModel):
+    """What the operator says about the job."""
+
+    observed_generation: Count | None = None
+    """The generation of the spec that this status is about."""
+
+    phase: Phase | None = None
+    """Where the job is in its life."""
+
+    message: Message | None = None
+    """The phase in a sentence; while waiting, what for."""
+
+    conditions: Annotated[list[Condition], Field(max_length=16)] = []
+    """`Complete` and `Failed` are final: `kubectl wait --for=condition=Complete ftj/NAME`."""
+
+    start_time: Time | None = None
+    """When the operator started the job; from here on the spec is fixed."""
+
+    completion_time: Time | None = None
+    """When the job ended."""
+
+    attempt: Count | None = None
+    """The current attempt to train, counted from 0."""
+
+    stages: Annotated[list[StageTimes], Field(max_length=3)] = []
+    """When each stage began and ended."""
+
+    progress: Progress | None = None
+    """How far the training is."""
+
+    resolved: Resolved | None = None
+    """Every `Auto` and default as decided for this run."""
+
+    dataset: DatasetFacts | None = None
+    """What prepare found in the data."""
+
+    output: OutputStatus | None = None
+    """Where the result is."""
+
+    last_failure: LastFailure | None = None
+    """Why the job failed, and where."""
