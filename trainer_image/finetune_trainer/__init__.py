@@ -1,0 +1,1 @@
+"""Prepares data and model, trains with DeepSpeed, exports: the three stages of a FineTuneJob."""
