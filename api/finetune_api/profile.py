@@ -9,7 +9,8 @@ from pydantic import ConfigDict, Field, StringConstraints
 from finetune_api.base import API_VERSION, ApiModel, rule, rules
 
 Quantity = Annotated[
-    str, StringConstraints(max_length=32, pattern=r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi)?$")
+    str,
+    StringConstraints(max_length=32, pattern=r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi)?$"),
 ]
 LabelValue = Annotated[str, StringConstraints(max_length=253)]
 ResourceName = Annotated[
@@ -155,7 +156,7 @@ class FineTuneProfileSpec(ApiModel):
     env: Annotated[
         dict[str, Annotated[str, StringConstraints(max_length=1024)]], Field(max_length=64)
     ] = {}
-    """Environment of the trainer's containers, for example `NCCL_SOCKET_IFNAME` or `HTTPS_PROXY`."""
+    """Environment of the trainer's containers, such as `NCCL_SOCKET_IFNAME` or `HTTPS_PROXY`."""
 
 
 class FineTuneProfile(ApiModel):

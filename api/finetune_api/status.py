@@ -9,9 +9,7 @@ from pydantic import ConfigDict, Field, StringConstraints
 from finetune_api.base import ApiModel
 from finetune_api.outcome import FailureClass
 
-Phase = Literal[
-    "Pending", "Preparing", "Starting", "Running", "Exporting", "Succeeded", "Failed"
-]
+Phase = Literal["Pending", "Preparing", "Starting", "Running", "Exporting", "Succeeded", "Failed"]
 PHASES: tuple[Phase, ...] = (
     "Pending",
     "Preparing",

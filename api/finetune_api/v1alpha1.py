@@ -18,15 +18,11 @@ MAX_NAME_LENGTH = 48
 
 NamePart = Annotated[
     str,
-    StringConstraints(
-        min_length=1, max_length=63, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
-    ),
+    StringConstraints(min_length=1, max_length=63, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"),
 ]
 ObjectName = Annotated[
     str,
-    StringConstraints(
-        min_length=1, max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"
-    ),
+    StringConstraints(min_length=1, max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"),
 ]
 Uri = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 Auto = Literal["Auto"]
@@ -129,7 +125,8 @@ class Lora(ApiModel):
     model_config = ConfigDict(
         json_schema_extra=rules(
             rule(
-                f"self.targetModules == ['{ALL_LINEAR}'] || !('{ALL_LINEAR}' in self.targetModules)",
+                f"self.targetModules == ['{ALL_LINEAR}']"
+                f" || !('{ALL_LINEAR}' in self.targetModules)",
                 f"spec.method.lora.targetModules: {ALL_LINEAR} stands alone; "
                 "remove it or the other names",
                 ".targetModules",
@@ -333,12 +330,13 @@ class FineTuneJob(ApiModel):
             rule(
                 f"self.metadata.name.size() <= {MAX_NAME_LENGTH}"
                 " && self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
-                f"metadata.name must have at most {MAX_NAME_LENGTH} characters, start with a letter "
-                "and contain only lower-case letters, digits and '-': it becomes part of the names "
-                "of a Service and of pods; choose a shorter or simpler name",
+                f"metadata.name must have at most {MAX_NAME_LENGTH} characters, start with a "
+                "letter and contain only lower-case letters, digits and '-': it becomes part of "
+                "the names of a Service and of pods; choose a shorter or simpler name",
             ),
             rule(
-                "!has(oldSelf.status) || !has(oldSelf.status.startTime) || self.spec == oldSelf.spec",
+                "!has(oldSelf.status) || !has(oldSelf.status.startTime)"
+                " || self.spec == oldSelf.spec",
                 "spec cannot be changed after the job has started; "
                 "create a new FineTuneJob under another name",
             ),

@@ -1,0 +1,1 @@
+"""The operator: turns a FineTuneJob into worker pods and reports on them."""

@@ -1,0 +1,170 @@
+"""The one place that acts: gather what is known, take a `step`, perform it."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+
+from pydantic import ValidationError
+
+from finetune_api.base import API_VERSION
+from finetune_api.profile import FineTuneProfileSpec
+from finetune_api.status import FineTuneJobStatus
+from finetune_operator import names
+from finetune_operator.cluster import ApiError, Cluster, Json, NotOursError
+from finetune_operator.metrics import Metrics
+from finetune_operator.observe import Observed, observe
+from finetune_operator.queue import WorkQueue
+from finetune_operator.reconcile import Event, Job, Step, World, parse_job, step
+from finetune_operator.settings import Settings
+
+Key = tuple[str, str]
+"""Namespace and name of a FineTuneJob."""
+
+logger = logging.getLogger(__name__)
+
+
+class Controller:
+    """Every trigger ends in `reconcile` of one key."""
+
+    def __init__(
+        self, cluster: Cluster, settings: Settings, ca_cert: str, metrics: Metrics
+    ) -> None:
+        self.cluster = cluster
+        self.settings = settings
+        self.metrics = metrics
+        self.queue: WorkQueue[Key] = WorkQueue(time.monotonic)
+        self._ca_cert = ca_cert
+
+    async def reconcile(self, key: Key) -> float | None:
+        """One pass; returns the seconds after which to look again."""
+        started = time.monotonic()
+        try:
+            return await self._pass(key)
+        except Exception:
+            logger.exception("pass failed, will be tried again", extra={"job": "/".join(key)})
+            self.metrics.reconcile_errors.inc()
+            raise
+        finally:
+            self.metrics.reconcile_seconds.observe(time.monotonic() - started)
+
+    async def _pass(self, key: Key) -> float | None:
+        body = await self.cluster.job(*key)
+        if body is None or "deletionTimestamp" in body["metadata"]:
+            # Kubernetes removes the children by their owner references; nothing is left to do.
+            self.metrics.forget(key)
+            self.queue.forget(key)
+            return None
+        job = parse_job(body)
+        self.metrics.see(key, job.status)
+        if job.status.phase in ("Succeeded", "Failed"):
+            return None  # final, whatever became of the children: saves four reads
+        observed = await self._observe(job)
+        world = await self._world()
+        done = step(job, observed, world, now())
+        try:
+            for manifest in done.apply:
+                await self.cluster.apply(manifest)
+        except NotOursError as error:
+            taken = Observed(snapshot=None, stages=(), taken=str(error))
+            done = step(job, taken, world, now())
+        await self._report(job, done)
+        return done.requeue_after
+
+    async def _observe(self, job: Job) -> Observed:
+        config_map = await self.cluster.run_config_map(job.namespace, job.name)
+        jobs, pods = await self.cluster.children(job.namespace, job.name)
+        return observe(config_map, jobs, pods, job.uid)
+
+    async def _world(self) -> World:
+        return World(
+            settings=self.settings,
+            profiles=parse_profiles(await self.cluster.profiles()),
+            ca_cert=self._ca_cert,
+        )
+
+    async def _report(self, job: Job, done: Step) -> None:
+        """Status first, then Events: an Event never tells what the status does not say."""
+        key = (job.namespace, job.name)
+        if done.progress is not None:
+            part = {"progress": done.progress.to_json_dict()}
+            await self.cluster.apply_status(*key, part, names.PROGRESS_FIELD_OWNER)
+        if done.status is None:
+            return
+        body = done.status.to_json_dict()
+        await self.cluster.apply_status(*key, body, names.FIELD_OWNER)
+        shown = done.progress or job.status.progress
+        self.metrics.see(key, done.status.model_copy(update={"progress": shown}))
+        log_change(job, done.status)
+        for event in done.events:
+            try:
+                await self.cluster.post_event(event_manifest(job, done.status, event, now()))
+            except ApiError as error:  # a lost Event is not worth failing the pass
+                logger.warning("event not written: %s", error, extra={"job": "/".join(key)})
+
+    async def resync(self) -> None:
+        """Look at every job: what an event that was missed would have told."""
+        bodies = await self.cluster.all_jobs(self.settings.watch_namespaces)
+        keys = {(b["metadata"]["namespace"], b["metadata"]["name"]) for b in bodies}
+        self.metrics.keep_only(keys)
+        for key in keys:
+            self.queue.add(key)
+
+    async def wake_waiting(self) -> None:
+        """A profile changed: jobs that wait for one may start now."""
+        for key, status in self.metrics.statuses().items():
+            if status.phase in (None, "Pending"):
+                self.queue.add(key)
+
+
+def parse_profiles(bodies: list[Json]) -> Mapping[str, FineTuneProfileSpec]:
+    """Profiles by name; one that does not parse is left out and logged."""
+    found: dict[str, FineTuneProfileSpec] = {}
+    for body in bodies:
+        name = body["metadata"]["name"]
+        try:
+            found[name] = FineTuneProfileSpec.parse(body.get("spec") or {})
+        except ValidationError as error:
+            logger.warning("FineTuneProfile %s is not usable: %s", name, error)
+    return found
+
+
+def log_change(job: Job, new: FineTuneJobStatus) -> None:
+    """One line for every change of phase or message."""
+    if (new.phase, new.message) != (job.status.phase, job.status.message):
+        extra = {"job": f"{job.namespace}/{job.name}", "attempt": new.attempt}
+        logger.info("%s: %s", new.phase, new.message, extra=extra)
+
+
+def event_manifest(job: Job, status: FineTuneJobStatus, event: Event, time_: str) -> Json:
+    """An Event whose name follows from what it says, so that saying it twice is saying it once."""
+    said = f"{job.uid}/{event.reason}/{status.attempt}/{event.message}"
+    digest = hashlib.sha256(said.encode()).hexdigest()[:16]
+    return {
+        "apiVersion": "v1",
+        "kind": "Event",
+        "metadata": {"name": f"{job.name}.{digest}", "namespace": job.namespace},
+        "involvedObject": {
+            "apiVersion": API_VERSION,
+            "kind": "FineTuneJob",
+            "namespace": job.namespace,
+            "name": job.name,
+            "uid": job.uid,
+        },
+        "type": event.type,
+        "reason": event.reason,
+        "message": event.message[:1024],
+        "firstTimestamp": time_,
+        "lastTimestamp": time_,
+        "count": 1,
+        "source": {"component": names.FIELD_OWNER},
+        "reportingComponent": names.FIELD_OWNER,
+    }
+
+
+def now() -> str:
+    """The time as Kubernetes writes it."""
+    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -1,0 +1,119 @@
+"""Metrics are a projection of the current statuses: a series goes with its job."""
+
+from __future__ import annotations
+
+from collections import Counter as Count
+from collections.abc import Iterable, Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import GaugeMetricFamily
+
+from finetune_api.status import PHASES, FineTuneJobStatus, Progress
+
+Key = tuple[str, str]
+
+JOB_GAUGES: dict[str, tuple[str, str]] = {
+    "step": ("finetune_job_step", "Optimizer steps done."),
+    "total_steps": ("finetune_job_total_steps", "Optimizer steps in all."),
+    "percent": ("finetune_job_progress_percent", "Steps done, in percent."),
+    "eta_seconds": ("finetune_job_eta_seconds", "Estimated seconds until training ends."),
+    "loss": ("finetune_job_loss", "Training loss of the last logged step."),
+    "eval_loss": ("finetune_job_eval_loss", "Last loss on the held-out part."),
+    "learning_rate": ("finetune_job_learning_rate", "Learning rate of the last logged step."),
+    "grad_norm": ("finetune_job_grad_norm", "Global gradient norm before clipping."),
+    "tokens_per_second": (
+        "finetune_job_tokens_per_second",
+        "Tokens trained on per second, over all workers.",
+    ),
+}
+"""Fields of `status.progress` that are shown for every running job."""
+
+METRIC_NAMES: tuple[str, ...] = (
+    "finetune_jobs",
+    *(name for name, _ in JOB_GAUGES.values()),
+    "finetune_reconcile_seconds",
+    "finetune_reconcile_errors_total",
+    "finetune_progress_reports_total",
+)
+
+
+class Metrics:
+    """What `/metrics` shows; also the memory of the statuses that were seen last."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._statuses: dict[Key, FineTuneJobStatus] = {}
+        self.reconcile_seconds = Histogram(
+            "finetune_reconcile_seconds",
+            "Duration of one pass over one job.",
+            registry=self.registry,
+            buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+        )
+        self.reconcile_errors = Counter(
+            "finetune_reconcile_errors",
+            "Passes that failed and are tried again.",
+            registry=self.registry,
+        )
+        self.progress_reports = Counter(
+            "finetune_progress_reports",
+            "Progress reports by HTTP status.",
+            ["code"],
+            registry=self.registry,
+        )
+        self.registry.register(_Statuses(self._statuses))
+
+    def see(self, key: Key, status: FineTuneJobStatus) -> None:
+        """This is the job's status now."""
+        self._statuses[key] = status
+
+    def forget(self, key: Key) -> None:
+        """The job is gone."""
+        self._statuses.pop(key, None)
+
+    def keep_only(self, keys: Iterable[Key]) -> None:
+        """Forget every other job."""
+        for key in set(self._statuses) - set(keys):
+            self.forget(key)
+
+    def statuses(self) -> Mapping[Key, FineTuneJobStatus]:
+        """The statuses seen last."""
+        return dict(self._statuses)
+
+
+class _Statuses:
+    """A collector over the statuses, evaluated at each scrape."""
+
+    def __init__(self, statuses: Mapping[Key, FineTuneJobStatus]) -> None:
+        self._statuses = statuses
+
+    def collect(self) -> Iterable[GaugeMetricFamily]:
+        return families(dict(self._statuses))
+
+
+def families(statuses: Mapping[Key, FineTuneJobStatus]) -> list[GaugeMetricFamily]:
+    """Metric families of these statuses: a pure function, also of an operator that just started."""
+    jobs = GaugeMetricFamily(
+        "finetune_jobs", "Jobs by namespace and phase.", labels=["namespace", "phase"]
+    )
+    counts = Count((ns, status.phase or "Pending") for (ns, _), status in statuses.items())
+    for namespace in sorted({ns for ns, _ in statuses}):
+        for phase in PHASES:
+            jobs.add_metric([namespace, phase], counts[(namespace, phase)])
+    found = [jobs]
+    for field, (name, text) in JOB_GAUGES.items():
+        family = GaugeMetricFamily(name, text, labels=["namespace", "job"])
+        for (namespace, job), status in sorted(statuses.items()):
+            value = _value(status, field)
+            if value is not None:
+                family.add_metric([namespace, job], value)
+        found.append(family)
+    return found
+
+
+def _value(status: FineTuneJobStatus, field: str) -> float | None:
+    """Of running jobs only: what a finished job reported last is in its status."""
+    progress: Progress | None = status.progress
+    if status.phase not in ("Starting", "Running") or progress is None:
+        return None
+    value: float | None = getattr(progress, field)
+    return value

@@ -1,0 +1,54 @@
+"""Names, labels and paths: spelled here and nowhere else."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from finetune_api.base import GROUP
+
+Stage = Literal["prepare", "train", "export"]
+
+LABEL_JOB = f"{GROUP}/job"
+LABEL_STAGE = f"{GROUP}/stage"
+LABEL_ATTEMPT = f"{GROUP}/attempt"
+LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
+LABEL_INDEX = "batch.kubernetes.io/job-completion-index"
+
+FIELD_OWNER = "finetune-operator"
+PROGRESS_FIELD_OWNER = "finetune-operator-progress"
+
+CONTAINER = "trainer"
+MASTER_PORT = 29500
+
+RUN_DIR = "/etc/finetune/run"
+RUN_JSON = f"{RUN_DIR}/run.json"
+WORK_MOUNT = "/var/finetune/work"
+CLAIMS_DIR = "/var/finetune/claims"
+CONFIGMAP_DIR = "/var/finetune/dataset"
+TOKEN_DIR = "/var/run/secrets/kubeflow/trainer"  # noqa: S105 (a path)
+TMP_DIR = "/tmp"  # noqa: S108 (a volume of the pod's own)
+
+
+def run_config_map(job: str) -> str:
+    """ConfigMap with the run's settings."""
+    return f"{job}-run"
+
+
+def work_claim(job: str) -> str:
+    """Claim with prepared data and result."""
+    return f"{job}-work"
+
+
+def service(job: str) -> str:
+    """Headless Service over rank 0."""
+    return job
+
+
+def stage_job(job: str, stage: Stage, attempt: int) -> str:
+    """Kubernetes Job of a stage; only training has attempts."""
+    return f"{job}-train-{attempt}" if stage == "train" else f"{job}-{stage}"
+
+
+def master_host(job: str, attempt: int) -> str:
+    """Name of rank 0's pod in the cluster's DNS, from pods of the same namespace."""
+    return f"{stage_job(job, 'train', attempt)}-0.{service(job)}"

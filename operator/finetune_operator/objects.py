@@ -1,0 +1,192 @@
+"""Builders of every object that a job owns: one plan in, one whole manifest out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from finetune_api.base import API_VERSION
+from finetune_operator import names
+from finetune_operator.names import Stage
+from finetune_operator.plan import Plan
+from finetune_operator.pods import pod_spec
+from finetune_operator.settings import Settings
+
+Manifest = dict[str, Any]
+
+DONT_RETRY = [10, 11, 12, 13, 14]
+"""Exit codes of the user's failures (`finetune_api.outcome.ExitCode`)."""
+CPU_STAGE_RETRIES = 2
+DNS_PORT = 53
+
+
+def labels(plan: Plan, stage: Stage | None = None, attempt: int = 0) -> dict[str, str]:
+    """Labels of an object of this job."""
+    found = {names.LABEL_JOB: plan.name, names.LABEL_MANAGED_BY: names.FIELD_OWNER}
+    if stage is not None:
+        found |= {names.LABEL_STAGE: stage, names.LABEL_ATTEMPT: str(attempt)}
+    return found
+
+
+def _metadata(plan: Plan, name: str, extra: dict[str, str] | None = None) -> Manifest:
+    return {
+        "name": name,
+        "namespace": plan.namespace,
+        "labels": extra or labels(plan),
+        "ownerReferences": [
+            {
+                "apiVersion": API_VERSION,
+                "kind": "FineTuneJob",
+                "name": plan.name,
+                "uid": plan.uid,
+                "controller": True,
+                "blockOwnerDeletion": False,
+            }
+        ],
+    }
+
+
+def run_config_map(plan: Plan, ca_cert: str) -> Manifest:
+    """What the stages are told, what the job started with, and whom to trust with progress."""
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": _metadata(plan, names.run_config_map(plan.name)),
+        "immutable": True,
+        "data": {
+            "run.json": plan.run.model_dump_json(by_alias=True, indent=1),
+            "snapshot.json": plan.snapshot.model_dump_json(by_alias=True, exclude_none=True),
+            "ca.crt": ca_cert,
+        },
+    }
+
+
+def work_claim(plan: Plan) -> Manifest:
+    """The volume with prepared data and result."""
+    storage = plan.snapshot.profile.storage
+    spec: Manifest = {
+        "accessModes": [storage.access_mode],
+        "resources": {"requests": {"storage": storage.size}},
+    }
+    if storage.storage_class_name is not None:
+        spec["storageClassName"] = storage.storage_class_name
+    return {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": _metadata(plan, names.work_claim(plan.name)),
+        "spec": spec,
+    }
+
+
+def service(plan: Plan) -> Manifest:
+    """Headless, over rank 0 only: rendezvous needs one name, and fewer endpoints cost less."""
+    selector = {names.LABEL_JOB: plan.name, names.LABEL_STAGE: "train", names.LABEL_INDEX: "0"}
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": _metadata(plan, names.service(plan.name)),
+        "spec": {
+            "clusterIP": "None",
+            "publishNotReadyAddresses": True,
+            "selector": selector,
+            "ports": [{"name": "rendezvous", "port": names.MASTER_PORT, "protocol": "TCP"}],
+        },
+    }
+
+
+def network_policies(plan: Plan, settings: Settings) -> tuple[Manifest, Manifest]:
+    """Workers talk to each other, to DNS and to the operator; the CPU stages may go out, to fetch,
+    but nobody comes in."""
+    own = {"podSelector": {"matchLabels": {names.LABEL_JOB: plan.name}}}
+    dns = {"ports": [{"port": DNS_PORT, "protocol": p} for p in ("UDP", "TCP")]}
+    operator = {
+        "to": [
+            {
+                "namespaceSelector": {
+                    "matchLabels": {"kubernetes.io/metadata.name": settings.namespace}
+                }
+            }
+        ],
+        "ports": [{"port": settings.progress_port, "protocol": "TCP"}],
+    }
+    train = {names.LABEL_JOB: plan.name, names.LABEL_STAGE: "train"}
+    cpu = {
+        "matchLabels": {names.LABEL_JOB: plan.name},
+        "matchExpressions": [
+            {"key": names.LABEL_STAGE, "operator": "In", "values": ["prepare", "export"]}
+        ],
+    }
+
+    def policy(name: str, spec: Manifest) -> Manifest:
+        return {
+            "apiVersion": "networking.k8s.io/v1",
+            "kind": "NetworkPolicy",
+            "metadata": _metadata(plan, name),
+            "spec": spec,
+        }
+
+    return (
+        policy(
+            plan.name,
+            {
+                "podSelector": {"matchLabels": train},
+                "policyTypes": ["Ingress", "Egress"],
+                "ingress": [{"from": [own]}],
+                "egress": [{"to": [own]}, dns, operator],
+            },
+        ),
+        policy(f"{plan.name}-cpu", {"podSelector": cpu, "policyTypes": ["Ingress"]}),
+    )
+
+
+def stage_job(plan: Plan, stage: Stage, attempt: int, settings: Settings) -> Manifest:
+    """The Kubernetes Job of a stage."""
+    mine = labels(plan, stage, attempt)
+    spec: Manifest = {
+        "backoffLimit": CPU_STAGE_RETRIES,
+        "podReplacementPolicy": "Failed",
+        "podFailurePolicy": {
+            "rules": [
+                {
+                    "action": "FailJob",
+                    "onExitCodes": {
+                        "containerName": names.CONTAINER,
+                        "operator": "In",
+                        "values": DONT_RETRY,
+                    },
+                }
+            ]
+        },
+        "template": {
+            "metadata": {"labels": mine},
+            "spec": pod_spec(plan, stage, attempt, settings),
+        },
+    }
+    if stage == "train":
+        nodes = plan.run.num_nodes
+        spec |= {
+            "completionMode": "Indexed",
+            "completions": nodes,
+            "parallelism": nodes,
+            "backoffLimit": 0,  # a gang: one worker fails, all are gone
+        }
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": _metadata(plan, names.stage_job(plan.name, stage, attempt), mine),
+        "spec": spec,
+    }
+
+
+def preparing_objects(plan: Plan, settings: Settings) -> tuple[Manifest, ...]:
+    """Everything that prepare needs beside the ConfigMap, in order."""
+    claim = () if plan.snapshot.profile.storage.work_claim else (work_claim(plan),)
+    return (
+        *claim,
+        *network_policies(plan, settings),
+        stage_job(plan, "prepare", 0, settings),
+    )
+
+
+def training_objects(plan: Plan, attempt: int, settings: Settings) -> tuple[Manifest, ...]:
+    """The gang."""
+    return service(plan), stage_job(plan, "train", attempt, settings)

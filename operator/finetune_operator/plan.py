@@ -1,0 +1,250 @@
+"""From a job and its profile to numbers and paths: every `Auto` and default is decided here."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Literal
+
+from finetune_api.base import ApiModel
+from finetune_api.profile import FineTuneProfileSpec
+from finetune_api.run_config import (
+    WORK_OUTPUT,
+    LoraConfig,
+    RunConfig,
+    SourceConfig,
+    TrainingConfig,
+)
+from finetune_api.v1alpha1 import FineTuneJobSpec, Lora, Training
+from finetune_operator import names
+
+AUTO_MICRO_BATCHES = (8, 4, 2, 1)
+AUTO_STAGE: dict[str, Literal[1, 2, 3]] = {"LoRA": 1, "Full": 2}
+
+
+class Snapshot(ApiModel):
+    """What a job started with; kept in its ConfigMap, so later edits of the profile, or another
+    default image after an upgrade, do not touch a job under way."""
+
+    profile_name: str
+    profile: FineTuneProfileSpec
+    spec: FineTuneJobSpec
+    image: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Why a job cannot start: a word and a sentence with the fix."""
+
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Paths:
+    """Where things are: in a pod, or on this machine (`make demo LOCAL=1`)."""
+
+    work_mount: str = names.WORK_MOUNT
+    claims_dir: str = names.CLAIMS_DIR
+    configmap_dir: str = names.CONFIGMAP_DIR
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A job with everything decided."""
+
+    namespace: str
+    name: str
+    uid: str
+    snapshot: Snapshot
+    run: RunConfig
+
+
+def choose_profile(
+    wanted: str | None, profiles: dict[str, FineTuneProfileSpec]
+) -> tuple[str, FineTuneProfileSpec] | Refused:
+    """The named profile, or the default one."""
+    if wanted is not None:
+        if wanted not in profiles:
+            known = ", ".join(sorted(profiles)) or "none"
+            return Refused(
+                "ProfileNotFound",
+                f"spec.profile: there is no FineTuneProfile {wanted!r}; existing: {known}",
+            )
+        return wanted, profiles[wanted]
+    defaults = sorted(name for name, spec in profiles.items() if spec.default)
+    if len(defaults) == 1:
+        return defaults[0], profiles[defaults[0]]
+    if not defaults:
+        return Refused(
+            "NoDefaultProfile",
+            "no FineTuneProfile has spec.default: true; set spec.profile, or ask your platform "
+            "team for a default profile",
+        )
+    return Refused(
+        "AmbiguousProfile",
+        f"several FineTuneProfiles have spec.default: true ({', '.join(defaults)}); "
+        "set spec.profile",
+    )
+
+
+def make_snapshot(
+    spec: FineTuneJobSpec, profiles: dict[str, FineTuneProfileSpec], default_image: str
+) -> Snapshot | Refused:
+    """What the job starts with, or why it cannot."""
+    chosen = choose_profile(spec.profile, profiles)
+    if isinstance(chosen, Refused):
+        return chosen
+    name, profile = chosen
+    return _problem(spec, name, profile) or Snapshot(
+        profile_name=name, profile=profile, spec=spec, image=profile.image or default_image
+    )
+
+
+def processes(spec: FineTuneJobSpec, profile: FineTuneProfileSpec) -> int:
+    """Training processes per worker."""
+    wanted = spec.workers.num_proc_per_node
+    return max(1, profile.node.gpus_per_node) if wanted == "Auto" else wanted
+
+
+def _problem(
+    spec: FineTuneJobSpec, profile_name: str, profile: FineTuneProfileSpec
+) -> Refused | None:
+    """What the manifest alone did not show."""
+    nodes, procs = spec.workers.num_nodes, processes(spec, profile)
+    limit = profile.limits.max_nodes
+    if limit is not None and nodes > limit:
+        return Refused(
+            "ExceedsProfile",
+            f"spec.workers.numNodes is {nodes}; profile {profile_name!r} allows at most {limit}",
+        )
+    gpus = profile.node.gpus_per_node
+    if gpus and procs > gpus:
+        return Refused(
+            "ExceedsProfile",
+            f"spec.workers.numProcPerNode is {procs}; a node of profile {profile_name!r} has "
+            f"{gpus} GPUs",
+        )
+    batch, world = spec.training.global_batch_size, nodes * procs
+    if batch % world:
+        lower, upper = batch // world * world, (batch // world + 1) * world
+        choices = f"{lower} or {upper}" if lower else str(upper)
+        return Refused(
+            "InvalidBatchSize",
+            f"spec.training.globalBatchSize is {batch}, which {nodes} x {procs} processes cannot "
+            f"share evenly; use {choices}",
+        )
+    micro = spec.training.micro_batch_size
+    if micro != "Auto" and (batch // world) % micro:
+        return Refused(
+            "InvalidBatchSize",
+            f"spec.training.microBatchSize is {micro}, which does not divide a process's share of "
+            f"{batch // world} (globalBatchSize {batch} / {world} processes); use Auto or a "
+            "divisor of it",
+        )
+    return None
+
+
+def make_plan(
+    namespace: str, name: str, uid: str, snapshot: Snapshot, paths: Paths | None = None
+) -> Plan:
+    """Everything decided, from what the job started with."""
+    paths = paths or Paths()
+    run = _run_config(namespace, name, uid, snapshot, paths)
+    return Plan(namespace, name, uid, snapshot, run)
+
+
+def _run_config(namespace: str, name: str, uid: str, snapshot: Snapshot, paths: Paths) -> RunConfig:
+    spec, profile = snapshot.spec, snapshot.profile
+    procs = processes(spec, profile)
+    work_dir = paths.work_mount
+    if profile.storage.work_claim:
+        work_dir = f"{paths.work_mount}/{name}-{uid_hash(uid)}"
+    claim = profile.storage.work_claim or names.work_claim(name)
+    inner = work_dir.removeprefix(paths.work_mount).strip("/")
+    output_uri = "/".join(part for part in (f"pvc://{claim}", inner, WORK_OUTPUT) if part)
+    output_dir = f"{work_dir}/{WORK_OUTPUT}"
+    if spec.output is not None:
+        output_uri, output_dir = spec.output.uri, source_path(spec.output.uri, paths) or ""
+    lora = (spec.method.lora or Lora()) if spec.method.tuning == "LoRA" else None
+    stage = spec.zero.stage
+    return RunConfig(
+        namespace=namespace,
+        name=name,
+        uid=uid,
+        model=SourceConfig(
+            uri=spec.model.uri,
+            path=source_path(spec.model.uri, paths),
+            revision=spec.model.revision,
+        ),
+        dataset=SourceConfig(
+            uri=spec.dataset.uri,
+            path=source_path(spec.dataset.uri, paths),
+            revision=spec.dataset.revision,
+        ),
+        dataset_format=spec.dataset.format,
+        eval_fraction=spec.dataset.eval_fraction,
+        objective=spec.method.objective,
+        tuning=spec.method.tuning,
+        lora=LoraConfig.parse(lora.to_json_dict()) if lora else None,
+        training=_training(spec.training, spec.workers.num_nodes * procs),
+        num_nodes=spec.workers.num_nodes,
+        num_proc_per_node=procs,
+        zero_stage=AUTO_STAGE[spec.method.tuning] if stage == "Auto" else stage,
+        accelerator=profile.node.accelerator,
+        work_dir=work_dir,
+        output_uri=output_uri,
+        output_dir=output_dir,
+        merge=spec.output.merge if spec.output else False,
+    )
+
+
+def _training(training: Training, world: int) -> TrainingConfig:
+    share = training.global_batch_size // world
+    wanted = training.micro_batch_size
+    micro = (
+        next(size for size in AUTO_MICRO_BATCHES if share % size == 0)
+        if wanted == "Auto"
+        else wanted
+    )
+    epochs = training.epochs
+    if epochs is None and training.max_steps is None:
+        epochs = 1.0
+    return TrainingConfig(
+        epochs=epochs,
+        max_steps=training.max_steps,
+        learning_rate=training.learning_rate,
+        schedule=training.schedule,
+        warmup_fraction=training.warmup_fraction,
+        weight_decay=training.weight_decay,
+        max_grad_norm=training.max_grad_norm,
+        global_batch_size=training.global_batch_size,
+        micro_batch_size=micro,
+        gradient_accumulation_steps=share // micro,
+        sequence_length=training.sequence_length,
+        packing=training.packing,
+        precision=training.precision,
+        gradient_checkpointing=training.gradient_checkpointing,
+        seed=training.seed,
+    )
+
+
+def source_path(uri: str, paths: Paths) -> str | None:
+    """Where a `pvc://` or `configmap://` source is mounted; None for what must be fetched."""
+    scheme, _, rest = uri.partition("://")
+    if scheme == "pvc":
+        return f"{paths.claims_dir}/{rest}"
+    if scheme == "configmap":
+        return f"{paths.configmap_dir}/{rest.partition('/')[2]}"
+    return None
+
+
+def claim_of(uri: str) -> str | None:
+    """The claim that a `pvc://` URI names."""
+    scheme, _, rest = uri.partition("://")
+    return rest.partition("/")[0] if scheme == "pvc" else None
+
+
+def uid_hash(uid: str) -> str:
+    """Eight characters that tell apart two jobs of one name, made one after the other."""
+    return hashlib.sha256(uid.encode()).hexdigest()[:8]

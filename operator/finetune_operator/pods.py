@@ -1,0 +1,195 @@
+"""The pods of the three stages, made for PodSecurity `restricted` and a read-only root."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from finetune_api import progress
+from finetune_operator import names
+from finetune_operator.names import Stage
+from finetune_operator.plan import Plan, claim_of
+from finetune_operator.settings import Settings
+
+Manifest = dict[str, Any]
+
+USER = 65532
+MODULES: dict[Stage, str] = {
+    "prepare": "finetune_trainer.prepare",
+    "train": "finetune_trainer.launch",
+    "export": "finetune_trainer.export",
+}
+
+
+def pod_spec(plan: Plan, stage: Stage, attempt: int, settings: Settings) -> Manifest:
+    """One pod of a stage."""
+    spec: Manifest = {
+        "restartPolicy": "Never",
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": USER,
+            "runAsGroup": USER,
+            "fsGroup": USER,
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [_container(plan, stage, attempt, settings)],
+        "volumes": _volumes(plan, stage),
+    }
+    if stage == "train":
+        spec["subdomain"] = names.service(plan.name)
+        placement = plan.snapshot.profile.placement
+        spec |= {
+            key: value
+            for key, value in placement.to_json_dict().items()
+            if value  # nothing chosen: nothing written
+        }
+    return spec
+
+
+def _container(plan: Plan, stage: Stage, attempt: int, settings: Settings) -> Manifest:
+    return {
+        "name": names.CONTAINER,
+        "image": plan.snapshot.image,
+        "imagePullPolicy": settings.trainer_pull_policy,
+        "command": ["python", "-m", MODULES[stage], names.RUN_JSON],
+        "env": _env(plan, stage, attempt, settings),
+        "resources": _resources(plan, stage),
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        # A container that dies without a word leaves the end of its log in its status.
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "volumeMounts": _mounts(plan, stage),
+    }
+
+
+def _env(plan: Plan, stage: Stage, attempt: int, settings: Settings) -> list[Manifest]:
+    spec = plan.snapshot.spec
+    found: list[Manifest] = [
+        {"name": key, "value": value} for key, value in sorted(plan.snapshot.profile.env.items())
+    ]
+    found += [
+        {"name": "HOME", "value": names.TMP_DIR},
+        {"name": "HF_HOME", "value": f"{names.TMP_DIR}/huggingface"},
+        {"name": "MPLCONFIGDIR", "value": f"{names.TMP_DIR}/matplotlib"},
+        {"name": "TRITON_CACHE_DIR", "value": f"{names.TMP_DIR}/triton"},
+    ]
+    if stage == "prepare":
+        for variable, source in (("HF_TOKEN", spec.model), ("HF_TOKEN_DATASET", spec.dataset)):
+            if source.secret_ref is not None:
+                ref = {"name": source.secret_ref.name, "key": "token"}
+                found.append({"name": variable, "valueFrom": {"secretKeyRef": ref}})
+    if plan.run.accelerator == "CPU":
+        found.append({"name": "DS_ACCELERATOR", "value": "cpu"})
+    if stage == "train":
+        found += _rendezvous(plan, attempt)
+        url = settings.progress_url + progress.status_path(plan.namespace, plan.name)
+        found += [
+            {"name": progress.ENV_URL, "value": url},
+            {"name": progress.ENV_CA_CERT, "value": f"{names.TOKEN_DIR}/ca.crt"},
+            {"name": progress.ENV_TOKEN, "value": f"{names.TOKEN_DIR}/token"},
+        ]
+    return found
+
+
+def _rendezvous(plan: Plan, attempt: int) -> list[Manifest]:
+    """What torchrun reads."""
+    index = f"metadata.annotations['{names.LABEL_INDEX}']"
+    return [
+        {"name": "PET_NNODES", "value": str(plan.run.num_nodes)},
+        {"name": "PET_NPROC_PER_NODE", "value": str(plan.run.num_proc_per_node)},
+        {"name": "PET_NODE_RANK", "valueFrom": {"fieldRef": {"fieldPath": index}}},
+        {"name": "PET_MASTER_ADDR", "value": names.master_host(plan.name, attempt)},
+        {"name": "PET_MASTER_PORT", "value": str(names.MASTER_PORT)},
+    ]
+
+
+def _resources(plan: Plan, stage: Stage) -> Manifest:
+    profile = plan.snapshot.profile
+    if stage != "train":
+        size = profile.cpu_stages
+        return {
+            "requests": {"cpu": size.cpu, "memory": size.memory},
+            "limits": {"memory": size.memory},
+        }
+    node = profile.node
+    found: Manifest = {
+        "requests": {"cpu": node.cpu, "memory": node.memory},
+        "limits": {"memory": node.memory},
+    }
+    if node.gpus_per_node:
+        gpus = {node.gpu_resource_name: str(plan.run.num_proc_per_node)}
+        found["requests"] |= gpus
+        found["limits"] |= gpus
+    return found
+
+
+def _claims(plan: Plan, stage: Stage) -> dict[str, bool]:
+    """Claims of other people that a stage mounts, and whether read-only."""
+    spec = plan.snapshot.spec
+    if stage == "prepare":
+        wanted = [claim_of(spec.model.uri), claim_of(spec.dataset.uri)]
+        return {claim: True for claim in wanted if claim}
+    if stage == "export" and spec.output is not None:
+        claim = claim_of(spec.output.uri)
+        return {claim: False} if claim else {}
+    return {}
+
+
+def _config_map_key(plan: Plan, stage: Stage) -> tuple[str, str] | None:
+    scheme, _, rest = plan.snapshot.spec.dataset.uri.partition("://")
+    if stage != "prepare" or scheme != "configmap":
+        return None
+    name, _, key = rest.partition("/")
+    return name, key
+
+
+def _volumes(plan: Plan, stage: Stage) -> list[Manifest]:
+    profile = plan.snapshot.profile
+    work = profile.storage.work_claim or names.work_claim(plan.name)
+    run = {"name": names.run_config_map(plan.name)}
+    found: list[Manifest] = [
+        {"name": "run", "configMap": run},
+        {"name": "work", "persistentVolumeClaim": {"claimName": work}},
+        {"name": "tmp", "emptyDir": {}},
+    ]
+    for number, (claim, read_only) in enumerate(sorted(_claims(plan, stage).items())):
+        source = {"claimName": claim} | ({"readOnly": True} if read_only else {})
+        found.append({"name": f"claim-{number}", "persistentVolumeClaim": source})
+    dataset = _config_map_key(plan, stage)
+    if dataset is not None:
+        # Optional, so that prepare starts and says what is missing, instead of waiting for ever.
+        found.append({"name": "dataset", "configMap": {"name": dataset[0], "optional": True}})
+    if stage == "train":
+        shm = {"medium": "Memory", "sizeLimit": profile.node.shared_memory}
+        found.append({"name": "shm", "emptyDir": shm})
+        token = {
+            "audience": progress.audience(plan.namespace, plan.name),
+            "expirationSeconds": progress.TOKEN_SECONDS,
+            "path": "token",
+        }
+        ca = run | {"items": [{"key": "ca.crt", "path": "ca.crt"}]}
+        sources = [{"serviceAccountToken": token}, {"configMap": ca}]
+        found.append({"name": "progress", "projected": {"sources": sources}})
+    return found
+
+
+def _mounts(plan: Plan, stage: Stage) -> list[Manifest]:
+    found: list[Manifest] = [
+        {"name": "run", "mountPath": names.RUN_DIR, "readOnly": True},
+        {"name": "work", "mountPath": names.WORK_MOUNT},
+        {"name": "tmp", "mountPath": names.TMP_DIR},
+    ]
+    for number, (claim, read_only) in enumerate(sorted(_claims(plan, stage).items())):
+        mount: Manifest = {"name": f"claim-{number}", "mountPath": f"{names.CLAIMS_DIR}/{claim}"}
+        found.append(mount | ({"readOnly": True} if read_only else {}))
+    if _config_map_key(plan, stage) is not None:
+        found.append({"name": "dataset", "mountPath": names.CONFIGMAP_DIR, "readOnly": True})
+    if stage == "train":
+        found.append({"name": "shm", "mountPath": "/dev/shm"})  # noqa: S108 (a volume of its own)
+        found.append({"name": "progress", "mountPath": names.TOKEN_DIR, "readOnly": True})
+    return found

@@ -1,0 +1,255 @@
+"""What to do next: one pure decision from what is known and what is observed.
+
+Early returns, in the order of a job's life. The status is the memory: a stage that it calls done
+stays done, so children that vanish later are not made again.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from finetune_api.outcome import (
+    ExportFacts,
+    Failure,
+    FailureClass,
+    Outcome,
+    PrepareFacts,
+    TrainFacts,
+)
+from finetune_api.status import FineTuneJobStatus, LastFailure
+from finetune_operator.observe import Observed, PodFacts, StageFacts, seconds
+from finetune_operator.plan import Plan, Refused
+
+KILLED_CODES = range(129, 160)
+"""Exit codes of a process that died of a signal."""
+LOG_TAIL_LINES = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wait:
+    """Not startable: says why, and looks again when something changes."""
+
+    refused: Refused
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """Make the objects of a stage that is not there yet."""
+
+    stage: Literal["prepare", "train", "export"]
+    attempt: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watch:
+    """A stage is under way."""
+
+    facts: StageFacts
+    running: bool
+    """All its pods run."""
+    why: str
+    """What is going on, or what it waits for, in a sentence."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Succeed:
+    """Everything is done and proven."""
+
+    facts: ExportFacts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fail:
+    """The job is over."""
+
+    failure: LastFailure
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """It was over before: a finished job is final."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """What the stages left, as far as it is still to be seen."""
+
+    prepare: PrepareFacts | None = None
+    train: TrainFacts | None = None
+
+
+Decision = Wait | Start | Watch | Succeed | Fail | Finished
+
+
+def decide(
+    plan: Plan | Refused, old: FineTuneJobStatus, observed: Observed, now: str
+) -> tuple[Decision, Evidence]:
+    """The next thing to do, and what was proven on the way."""
+    if old.phase in ("Succeeded", "Failed"):
+        return Finished(), Evidence()
+    if observed.taken is not None:
+        return Wait(refused=_name_taken(observed.taken)), Evidence()
+    if isinstance(plan, Refused):
+        return Wait(refused=plan), Evidence()
+    if old.start_time is not None and observed.snapshot is None:
+        return Fail(failure=_settings_gone(plan.name, now)), Evidence()
+
+    prepare = observed.stage("prepare")
+    facts = _outcome(prepare).prepare
+    if not is_done(old, "Prepared"):
+        if prepare is None:
+            return Start(stage="prepare"), Evidence()
+        if prepare.state == "Active":
+            return _watch(prepare), Evidence()
+        if prepare.state == "Failed" or facts is None:
+            return Fail(failure=explain(prepare, now, plan.run.num_proc_per_node)), Evidence()
+    found = Evidence(prepare=facts)
+
+    train = observed.stage("train")
+    trained = _outcome(train).train
+    if not is_done(old, "Trained"):
+        if train is None:
+            return Start(stage="train", attempt=old.attempt or 0), found
+        if train.state == "Active":
+            return _watch(train), found
+        if train.state == "Failed" or trained is None or trained.step < trained.total_steps:
+            return Fail(failure=explain(train, now, plan.run.num_proc_per_node)), found
+    found = Evidence(prepare=facts, train=trained)
+
+    export = observed.stage("export")
+    if export is None:
+        return Start(stage="export"), found
+    if export.state == "Active":
+        return _watch(export), found
+    result = _outcome(export).export
+    if export.state == "Failed" or result is None:
+        return Fail(failure=explain(export, now, plan.run.num_proc_per_node)), found
+    return Succeed(facts=result), found
+
+
+def is_done(status: FineTuneJobStatus, condition: str) -> bool:
+    """Whether a condition is true."""
+    return any(c.type == condition and c.status == "True" for c in status.conditions)
+
+
+def _outcome(stage: StageFacts | None) -> Outcome:
+    """What a finished stage left: of training, rank 0's pod is the one that tells."""
+    for pod in stage.pods if stage else ():
+        if pod.phase == "Succeeded" and pod.outcome is not None and pod.outcome.failure is None:
+            return pod.outcome
+    return Outcome()
+
+
+def _watch(facts: StageFacts) -> Watch:
+    live = [pod for pod in facts.pods if not pod.deleted and pod.phase in ("Pending", "Running")]
+    waiting = next((pod for pod in live if pod.waiting), None)
+    running = bool(live) and all(pod.phase == "Running" for pod in facts.pods if not pod.deleted)
+    if waiting is not None:
+        return Watch(facts=facts, running=False, why=f"pod {waiting.name} waits: {waiting.waiting}")
+    if not live:
+        return Watch(facts=facts, running=False, why="waiting for pods to be created")
+    if not running:
+        pending = [pod.name for pod in live if pod.phase == "Pending"]
+        if pending:
+            return Watch(facts=facts, running=False, why=f"pod {pending[0]} is being started")
+    return Watch(facts=facts, running=running, why="")
+
+
+def explain(stage: StageFacts, now: str, processes_per_pod: int = 1) -> LastFailure:
+    """Who failed first, where, and why.
+
+    When one rank dies, its peers fail in cascade: a lost peer is blamed only when nobody else is,
+    and among the others the earliest counts.
+    """
+    failed = [pod for pod in stage.pods if pod.phase == "Failed" or pod.deleted]
+    if not failed:
+        return _nothing_left(stage, now)
+    pod = min(failed, key=lambda p: (_is_cascade(p), _failed_at(p, now)))
+    failure = pod.outcome.failure if pod.outcome else None
+    rank = None
+    if stage.stage == "train":
+        rank = pod.index * processes_per_pod
+    if failure is not None and failure.rank is not None:
+        rank = failure.rank
+    return LastFailure(
+        failure_class=failure.failure_class if failure else _class(pod),
+        stage=stage.stage,
+        message=failure.message if failure else _message(pod),
+        rank=rank,
+        node=pod.node,
+        pod=pod.name,
+        exit_code=pod.exit_code,
+        log_tail=_log_tail(pod, failure),
+        time=now,
+    )
+
+
+def _is_cascade(pod: PodFacts) -> bool:
+    failure = pod.outcome.failure if pod.outcome else None
+    if failure is not None:
+        return failure.failure_class in ("PeerLost", "Stopped")
+    return pod.exit_code is None and not pod.deleted
+
+
+def _failed_at(pod: PodFacts, now: str) -> float:
+    if pod.outcome is not None and pod.outcome.failure is not None:
+        return pod.outcome.failure.time
+    return seconds(pod.finished or now)
+
+
+def _class(pod: PodFacts) -> FailureClass:
+    if pod.reason == "OOMKilled":
+        return "OutOfMemory"
+    if pod.deleted or pod.exit_code is None or pod.exit_code in KILLED_CODES:
+        return "Killed"
+    return "Internal"
+
+
+def _message(pod: PodFacts) -> str:
+    if pod.reason == "OOMKilled":
+        return (
+            f"pod {pod.name} used more memory than its limit; lower spec.training.microBatchSize "
+            "or sequenceLength, or ask for a profile with more memory"
+        )
+    if pod.deleted and pod.exit_code is None:
+        return f"pod {pod.name} was deleted"
+    if pod.exit_code is not None and pod.exit_code in KILLED_CODES:
+        return f"pod {pod.name} was killed by signal {pod.exit_code - 128}"
+    why = f" ({pod.reason})" if pod.reason and pod.reason != "Error" else ""
+    return f"pod {pod.name} failed with exit code {pod.exit_code}{why}"
+
+
+def _log_tail(pod: PodFacts, failure: Failure | None) -> str | None:
+    text = failure.log_tail if failure else pod.message
+    if not text:
+        return None
+    return "\n".join(re.split(r"\r?\n", text.strip())[-LOG_TAIL_LINES:])
+
+
+def _nothing_left(stage: StageFacts, now: str) -> LastFailure:
+    if stage.state == "Complete":
+        message = (
+            f"the {stage.stage} pods ended without an error but left no proof of their work; "
+            "the trainer image does not match this operator, or the pods were removed at once"
+        )
+    else:
+        message = f"the {stage.stage} pods are gone: {stage.message or 'no reason given'}"
+    return LastFailure(failure_class="Internal", stage=stage.stage, message=message, time=now)
+
+
+def _name_taken(taken: str) -> Refused:
+    return Refused(
+        "NameTaken",
+        f"{taken} exists and does not belong to this job; delete it, or use another job name",
+    )
+
+
+def _settings_gone(name: str, now: str) -> LastFailure:
+    return LastFailure(
+        failure_class="Killed",
+        message=f"ConfigMap {name}-run, which holds what the job was started with, was deleted; "
+        "apply the job again under another name",
+        time=now,
+    )

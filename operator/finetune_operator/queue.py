@@ -1,0 +1,92 @@
+"""A work queue of keys: a key waits once, is handled by one worker at a time, and can wait."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from collections.abc import Awaitable, Callable, Hashable
+from typing import Generic, TypeVar
+
+Key = TypeVar("Key", bound=Hashable)
+
+FIRST_RETRY = 1.0
+LAST_RETRY = 60.0
+
+
+class WorkQueue(Generic[Key]):
+    """Deduplicating and delaying; a key added while it is handled is handled once more after."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._due: dict[Key, float] = {}
+        self._heap: list[tuple[float, int, Key]] = []
+        self._count = 0
+        self._busy: set[Key] = set()
+        self._failures: dict[Key, int] = {}
+        self._changed = asyncio.Event()
+
+    def add(self, key: Key, delay: float = 0.0) -> None:
+        """Handle `key` in `delay` seconds at the latest."""
+        due = self._clock() + delay
+        if key in self._due and self._due[key] <= due:
+            return
+        self._due[key] = due
+        self._count += 1
+        heapq.heappush(self._heap, (due, self._count, key))
+        self._changed.set()
+
+    def forget(self, key: Key) -> None:
+        """Drop what was put off: the key's object is gone."""
+        self._due.pop(key, None)
+        self._failures.pop(key, None)
+
+    def __len__(self) -> int:
+        return len(self._due)
+
+    async def work(self, handle: Callable[[Key], Awaitable[float | None]]) -> None:
+        """One worker, for ever: `handle` returns the seconds after which to look again, or None.
+        When it raises, the key is tried again with growing pauses."""
+        while True:
+            key = await self._next()
+            self._busy.add(key)
+            again: float | None
+            try:
+                again = await handle(key)
+                self._failures.pop(key, None)
+            except Exception:  # the handler has logged it; one bad object must not stop the others
+                failures = self._failures.get(key, 0)
+                self._failures[key] = failures + 1
+                again = min(FIRST_RETRY * 2**failures, LAST_RETRY)
+            finally:
+                self._busy.discard(key)
+                self._changed.set()
+            if again is not None:
+                self.add(key, again)
+
+    async def _next(self) -> Key:
+        while True:
+            now = self._clock()
+            put_back: list[tuple[float, int, Key]] = []
+            found: Key | None = None
+            while self._heap and self._heap[0][0] <= now:
+                entry = heapq.heappop(self._heap)
+                due, _, key = entry
+                if self._due.get(key) != due:
+                    continue  # superseded by an earlier one, or forgotten
+                if key in self._busy:
+                    put_back.append(entry)
+                    continue
+                found = key
+                break
+            for entry in put_back:
+                heapq.heappush(self._heap, entry)
+            if found is not None:
+                del self._due[found]
+                return found
+            waiting = [due for due, _, key in self._heap if key not in self._busy]
+            self._changed.clear()
+            try:
+                pause = max(0.0, min(waiting) - now) if waiting else None
+                await asyncio.wait_for(self._changed.wait(), pause)
+            except TimeoutError:
+                pass

@@ -1,0 +1,80 @@
+"""The operator's settings. This module is the only reader of the environment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+PREFIX = "FINETUNE_"
+
+
+class SettingsError(Exception):
+    """The environment is incomplete or wrong; the message names the variable."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Where the operator runs and what it starts. Field `x_y` is the variable `FINETUNE_X_Y`."""
+
+    namespace: str
+    """The operator's own namespace."""
+    trainer_image: str
+    """Image of the trainer's pods, where the profile names none."""
+    trainer_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
+    """Pull policy of the trainer's pods."""
+    progress_url: str
+    """Base URL of the progress endpoint, as pods reach it."""
+    progress_port: int = 8443
+    """Port the progress endpoint listens on (TLS)."""
+    metrics_port: int = 8080
+    """Port of `/metrics`, `/healthz` and `/readyz`."""
+    bind_address: str = "0.0.0.0"  # noqa: S104 (a pod has one address, and it is not known before)
+    """Address both servers listen on."""
+    tls_dir: str = "/etc/finetune/tls"
+    """Directory with `tls.crt`, `tls.key` and `ca.crt`."""
+    watch_namespaces: tuple[str, ...] = ()
+    """Namespaces to serve; empty: all."""
+    log_format: Literal["text", "json"] = "text"
+    """Form of the log lines."""
+    resync_seconds: float = 300.0
+    """How often every job is looked at, whatever the events said."""
+
+    @staticmethod
+    def from_env(environ: Mapping[str, str]) -> Settings:
+        """Read `FINETUNE_*`; raises `SettingsError`."""
+
+        def text(name: str, default: str | None = None) -> str:
+            value = environ.get(PREFIX + name) or default
+            if value is None:
+                raise SettingsError(f"set {PREFIX}{name}")
+            return value
+
+        def number(name: str, default: float) -> float:
+            raw = environ.get(PREFIX + name) or str(default)
+            try:
+                return float(raw)
+            except ValueError:
+                raise SettingsError(f"{PREFIX}{name} must be a number, not {raw!r}") from None
+
+        pull, log = text("TRAINER_PULL_POLICY", "IfNotPresent"), text("LOG_FORMAT", "text")
+        if pull not in ("Always", "IfNotPresent", "Never"):
+            raise SettingsError(
+                f"{PREFIX}TRAINER_PULL_POLICY must be Always, IfNotPresent or Never"
+            )
+        if log not in ("text", "json"):
+            raise SettingsError(f"{PREFIX}LOG_FORMAT must be text or json")
+        names = environ.get(PREFIX + "WATCH_NAMESPACES", "").split(",")
+        return Settings(
+            namespace=text("NAMESPACE"),
+            trainer_image=text("TRAINER_IMAGE"),
+            trainer_pull_policy=pull,  # type: ignore[arg-type]
+            progress_url=text("PROGRESS_URL").rstrip("/"),
+            progress_port=int(number("PROGRESS_PORT", 8443)),
+            metrics_port=int(number("METRICS_PORT", 8080)),
+            bind_address=text("BIND_ADDRESS", "0.0.0.0"),  # noqa: S104
+            tls_dir=text("TLS_DIR", "/etc/finetune/tls"),
+            watch_namespaces=tuple(n.strip() for n in names if n.strip()),
+            log_format=log,  # type: ignore[arg-type]
+            resync_seconds=number("RESYNC_SECONDS", 300.0),
+        )

@@ -1,0 +1,221 @@
+"""The new status, recomputed whole from the old one, the decision and what was observed."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from finetune_api.outcome import PrepareFacts, TrainFacts
+from finetune_api.status import (
+    MAX_MESSAGE,
+    Condition,
+    DatasetFacts,
+    FineTuneJobStatus,
+    OutputStatus,
+    Phase,
+    Resolved,
+    StageTimes,
+)
+from finetune_operator.names import Stage
+from finetune_operator.observe import Observed
+from finetune_operator.plan import Plan, Refused
+from finetune_operator.policy import (
+    Decision,
+    Evidence,
+    Fail,
+    Finished,
+    Start,
+    Succeed,
+    Wait,
+    Watch,
+    is_done,
+)
+
+PHASE_OF_STAGE: dict[str, Phase] = {
+    "prepare": "Preparing",
+    "train": "Starting",
+    "export": "Exporting",
+}
+STARTED = {
+    "prepare": "model and data are being fetched, checked and tokenised",
+    "train": "the workers are being started",
+    "export": "the result is being written and checked",
+}
+Truth = Literal["True", "False", "Unknown"]
+STAGES: tuple[Stage, ...] = ("prepare", "train", "export")
+
+
+def reduce(
+    old: FineTuneJobStatus,
+    generation: int,
+    plan: Plan | Refused,
+    observed: Observed,
+    decision: Decision,
+    evidence: Evidence,
+    now: str,
+) -> FineTuneJobStatus:
+    """The status after this pass; `progress` is another writer's and left out."""
+    if isinstance(decision, Finished):
+        return old.model_copy(update={"progress": None})
+    phase, message = _phase(old, decision)
+    ended = phase in ("Succeeded", "Failed")
+    started = old.start_time or (None if isinstance(decision, Wait) else now)
+    return FineTuneJobStatus(
+        observed_generation=generation,
+        phase=phase,
+        message=message[:MAX_MESSAGE],
+        conditions=_conditions(old, generation, decision, evidence, now),
+        start_time=started,
+        completion_time=now if ended else None,
+        attempt=_attempt(old, decision, observed),
+        stages=_stage_times(old, observed),
+        resolved=_resolved(old, plan, evidence.prepare),
+        dataset=_dataset(evidence.prepare) or old.dataset,
+        output=_output(old, plan, decision, evidence.train),
+        last_failure=decision.failure if isinstance(decision, Fail) else old.last_failure,
+    )
+
+
+def _phase(old: FineTuneJobStatus, decision: Decision) -> tuple[Phase, str]:
+    match decision:
+        case Wait(refused=refused):
+            return "Pending", refused.message
+        case Start(stage=stage):
+            return PHASE_OF_STAGE[stage], STARTED[stage]
+        case Watch(facts=facts, running=running, why=why):
+            if facts.stage == "train" and running:
+                return "Running", "training"
+            return PHASE_OF_STAGE[facts.stage], why or STARTED[facts.stage]
+        case Succeed():
+            return "Succeeded", "the result is written and checked"
+        case Fail(failure=failure):
+            return "Failed", failure.message
+    return old.phase or "Pending", old.message or ""
+
+
+def _conditions(
+    old: FineTuneJobStatus, generation: int, decision: Decision, evidence: Evidence, now: str
+) -> list[Condition]:
+    """Every type from the first pass on, `False` until it holds."""
+    waiting = decision.refused if isinstance(decision, Wait) else None
+    failure = decision.failure if isinstance(decision, Fail) else None
+    succeeded = isinstance(decision, Succeed)
+    prepared = is_done(old, "Prepared") or evidence.prepare is not None
+    trained = is_done(old, "Trained") or evidence.train is not None
+    stage = failure.stage if failure else None
+
+    def state(done: bool, name: str, verb: str) -> tuple[Truth, str, str]:
+        if done:
+            return "True", f"{verb}", f"{name} is done"
+        if failure is not None and stage == name:
+            return "False", failure.failure_class, failure.message
+        return "False", "NotYet", f"{name} is not done"
+
+    wanted: list[tuple[str, Truth, str, str]] = [
+        ("Validated", "False", waiting.reason, waiting.message)
+        if waiting
+        else ("Validated", "True", "Accepted", "the job fits its profile"),
+        ("Prepared", *state(prepared, "prepare", "Prepared")),
+        ("Trained", *state(trained, "train", "Trained")),
+        ("Exported", *state(succeeded, "export", "Exported")),
+        ("Complete", "True", "Succeeded", "the result is written and checked")
+        if succeeded
+        else ("Complete", "False", "NotYet", "the job is not done"),
+        ("Failed", "True", failure.failure_class, failure.message)
+        if failure
+        else ("Failed", "False", "NoFailure", "nothing has failed"),
+    ]
+    before = {c.type: c for c in old.conditions}
+    return [
+        _condition(before.get(type_), type_, status, reason, message, generation, now)
+        for type_, status, reason, message in wanted
+    ]
+
+
+def _condition(
+    before: Condition | None,
+    type_: str,
+    status: Truth,
+    reason: str,
+    message: str,
+    generation: int,
+    now: str,
+) -> Condition:
+    same = before is not None and before.status == status
+    return Condition(
+        type=type_,
+        status=status,
+        reason=reason,
+        message=message[:MAX_MESSAGE],
+        last_transition_time=before.last_transition_time if before and same else now,
+        observed_generation=generation,
+    )
+
+
+def _attempt(old: FineTuneJobStatus, decision: Decision, observed: Observed) -> int | None:
+    if isinstance(decision, Start) and decision.stage == "train":
+        return decision.attempt
+    train = observed.stage("train")
+    return train.attempt if train else old.attempt
+
+
+def _stage_times(old: FineTuneJobStatus, observed: Observed) -> list[StageTimes]:
+    known = {times.name: times for times in old.stages}
+    for stage in STAGES:
+        facts = observed.stage(stage)
+        if facts is not None and facts.start_time is not None:
+            known[stage] = StageTimes(
+                name=stage, start_time=facts.start_time, completion_time=facts.completion_time
+            )
+    return [known[stage] for stage in STAGES if stage in known]
+
+
+def _resolved(
+    old: FineTuneJobStatus, plan: Plan | Refused, facts: PrepareFacts | None
+) -> Resolved | None:
+    if isinstance(plan, Refused):
+        return old.resolved
+    before = old.resolved or Resolved()
+    run = plan.run
+    return Resolved(
+        profile=plan.snapshot.profile_name,
+        image=plan.snapshot.image,
+        num_nodes=run.num_nodes,
+        num_proc_per_node=run.num_proc_per_node,
+        zero_stage=run.zero_stage,
+        micro_batch_size=run.training.micro_batch_size,
+        gradient_accumulation_steps=run.training.gradient_accumulation_steps,
+        total_steps=facts.total_steps if facts else before.total_steps,
+        model_revision=facts.model_revision if facts else before.model_revision,
+        parameters=facts.parameters if facts else before.parameters,
+    )
+
+
+def _dataset(facts: PrepareFacts | None) -> DatasetFacts | None:
+    if facts is None:
+        return None
+    total = facts.examples + facts.eval_examples
+    return DatasetFacts(
+        examples=facts.examples,
+        eval_examples=facts.eval_examples,
+        tokens=facts.tokens,
+        trained_tokens=facts.trained_tokens,
+        sequences=facts.sequences,
+        truncated_fraction=round(facts.truncated_examples / total, 4) if total else 0.0,
+        packing_efficiency=round(facts.packing_efficiency, 4),
+        format=facts.format,
+    )
+
+
+def _output(
+    old: FineTuneJobStatus, plan: Plan | Refused, decision: Decision, train: TrainFacts | None
+) -> OutputStatus | None:
+    if not isinstance(decision, Succeed) or isinstance(plan, Refused):
+        return old.output
+    facts = decision.facts
+    return OutputStatus(
+        uri=plan.run.output_uri,
+        digest=facts.digest,
+        bytes=facts.bytes,
+        eval_loss_before=train.eval_loss_before if train else facts.eval_loss_before,
+        eval_loss_after=train.eval_loss_after if train else facts.eval_loss_after,
+    )
