@@ -1,0 +1,181 @@
+"""Tells the format of the data and turns each record into one of three plain shapes.
+
+A record that does not fit is refused with its place, what was found and what was expected: a
+dataset that is silently half ignored costs GPU hours and trust.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from finetune_trainer.data.records import Record
+from finetune_trainer.errors import DataError
+
+FormatName = Literal["Chat", "Instruction", "Text"]
+
+EXPECTED: dict[FormatName, str] = {
+    "Chat": "messages (a list of {role, content}) or conversations (a list of {from, value})",
+    "Instruction": "prompt and completion, or instruction, output and perhaps input",
+    "Text": "text",
+}
+"""Columns of each format, for messages."""
+
+ROLES = ("system", "user", "assistant", "tool")
+_SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
+
+Message = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Messages; what the assistant says is learned."""
+
+    where: str
+    messages: list[Message]
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A text of which the part after the prompt is learned; all of it where that is empty."""
+
+    where: str
+    prompt: str
+    completion: str
+
+
+Example = Conversation | Completion
+
+
+def detect(record: Record) -> FormatName:
+    """The format of the data, from the columns of its first record; raises DataError."""
+    columns = set(record.value)
+    if columns & {"messages", "conversations"}:
+        return "Chat"
+    if {"prompt", "completion"} <= columns or {"instruction", "output"} <= columns:
+        return "Instruction"
+    if "text" in columns:
+        return "Text"
+    expected = "; ".join(f"{name}: {text}" for name, text in EXPECTED.items())
+    raise DataError(
+        f"{record.where} has {_columns(record)}, which is none of the known formats. "
+        f"Rename the columns to those of one format ({expected})"
+    )
+
+
+def to_example(record: Record, name: FormatName, chat: bool) -> Example:
+    """One record in a plain shape.
+
+    Args:
+        name: Format that every record of the dataset must have.
+        chat: The model has a chat template, so instructions become conversations.
+
+    Raises:
+        DataError: the record does not have the format.
+    """
+    if name == "Chat":
+        return Conversation(record.where, _messages(record))
+    if name == "Text":
+        if "text" not in record.value:
+            raise _wrong_columns(record, name)
+        text = _string(record, "text")
+        if not text.strip():
+            raise DataError(f"{record.where}: `text` is empty; remove the example or fill it")
+        return Completion(record.where, "", text)
+    prompt, completion = _instruction(record, separate=not chat)
+    if not completion.strip():
+        raise DataError(
+            f"{record.where}: the completion is empty, so there is nothing to learn; "
+            "remove the example or fill it"
+        )
+    if not chat:
+        return Completion(record.where, prompt, completion)
+    turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
+    return Conversation(record.where, turns)
+
+
+def _instruction(record: Record, separate: bool) -> tuple[str, str]:
+    value = record.value
+    if {"prompt", "completion"} <= set(value):
+        return _string(record, "prompt"), _string(record, "completion")
+    if not {"instruction", "output"} <= set(value):
+        raise _wrong_columns(record, "Instruction")
+    prompt = _string(record, "instruction")
+    if value.get("input"):
+        prompt = f"{prompt}\n\n{_string(record, 'input')}"
+    # Without a chat template nothing else would separate the question from the answer.
+    return (f"{prompt}\n\n" if separate else prompt), _string(record, "output")
+
+
+def _messages(record: Record) -> list[Message]:
+    value, where = record.value, record.where
+    if "messages" in value:
+        column, role_key, content_key = "messages", "role", "content"
+    elif "conversations" in value:
+        column, role_key, content_key = "conversations", "from", "value"
+    else:
+        raise _wrong_columns(record, "Chat")
+    raw = value[column]
+    if not isinstance(raw, list):
+        raise DataError(
+            f"{where}: `{column}` must be a list of {{{role_key}, {content_key}}}, "
+            f"found {_kind(raw)}"
+        )
+    if not raw:
+        raise DataError(f"{where}: `{column}` is empty; remove the example or fill it")
+    messages = [
+        _message(item, f"{where}: {column}[{index}]", role_key, content_key)
+        for index, item in enumerate(raw)
+    ]
+    if not any(message["role"] == "assistant" for message in messages):
+        raise DataError(
+            f"{where} has no assistant message, so there is nothing to learn; "
+            "add one or remove the example"
+        )
+    return messages
+
+
+def _message(item: Any, where: str, role_key: str, content_key: str) -> Message:
+    if not isinstance(item, dict) or role_key not in item or content_key not in item:
+        found = f"columns {', '.join(sorted(item))}" if isinstance(item, dict) else _kind(item)
+        raise DataError(f"{where} must have `{role_key}` and `{content_key}`, found {found}")
+    role, content = item[role_key], item[content_key]
+    if role_key == "from" and isinstance(role, str):
+        role = _SHAREGPT_ROLES.get(role, role)
+    if role not in ROLES:
+        allowed = (*_SHAREGPT_ROLES, "system", "tool") if role_key == "from" else ROLES
+        raise DataError(
+            f"{where} has the unknown role {item[role_key]!r}; use one of {', '.join(allowed)}"
+        )
+    if not isinstance(content, str):
+        raise DataError(
+            f"{where}: `{content_key}` must be a string, found {_kind(content)}; "
+            "only text can be learned"
+        )
+    return {"role": role, "content": content}
+
+
+def _string(record: Record, column: str) -> str:
+    value = record.value[column]
+    if not isinstance(value, str):
+        raise DataError(f"{record.where}: `{column}` must be a string, found {_kind(value)}")
+    return value
+
+
+def _kind(value: Any) -> str:
+    if value is None:
+        return "nothing (null)"
+    names: dict[type, str] = {str: "a string", list: "a list", dict: "an object", bool: "a boolean"}
+    return names.get(type(value), "a number")
+
+
+def _columns(record: Record) -> str:
+    names = sorted(str(name) for name in record.value)
+    return f"the columns {', '.join(names)}" if names else "no columns"
+
+
+def _wrong_columns(record: Record, name: FormatName) -> DataError:
+    return DataError(
+        f"{record.where} has {_columns(record)}, but format {name} needs {EXPECTED[name]}; "
+        "rename the columns, or set spec.dataset.format"
+    )

@@ -1,0 +1,1 @@
+"""The base model: fetched, converted, checked, without ever running code that came with it."""
