@@ -1,0 +1,1 @@
+"""A real one-machine Kubernetes, built from pinned upstream sources. See README.md."""

