@@ -1,0 +1,76 @@
+# `make` lists what there is. Everything installs what it needs; caches are in ~/.cache/finetune-operator.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+PYTHON ?= python3
+NODES ?= 1
+GPUS ?= 8
+CLUSTER ?= auto
+export PYTHONPATH := api:operator:trainer_image
+DEV = V=$$(scripts/venv dev)
+TRAINER = T=$$(scripts/venv trainer-test)
+PYTEST = -m pytest -p no:cacheprovider
+
+.PHONY: help
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  \033[1m%-18s\033[0m %s\n", $$1, $$2} /^##@ /{printf "\n%s\n", substr($$0, 5)}' $(MAKEFILE_LIST)
+
+##@ Use it
+.PHONY: demo
+demo: ## The whole main job on this machine: cluster, images, chart, a real fine-tuning (LOCAL=1: no cluster)
+	@$(DEV); $$V/bin/python scripts/demo.py $(if $(LOCAL),--local,--cluster $(CLUSTER))
+
+.PHONY: cluster-up
+cluster-up: ## A real Kubernetes on this machine (NODES=0, 1 or 2; GPUS=n advertised per node)
+	@$(PYTHON) -m localcluster up --nodes $(NODES) --gpus $(GPUS)
+.PHONY: cluster-down
+cluster-down: ## Stop it and clean up (PURGE=1: its image store too)
+	@$(PYTHON) -m localcluster down $(if $(PURGE),--purge)
+.PHONY: cluster-status
+cluster-status: ## What runs, where the logs are
+	@$(PYTHON) -m localcluster status
+.PHONY: images
+images: ## Build both images into the local cluster
+	@$(PYTHON) -m localcluster image localhost/finetune-operator:dev --dockerfile operator/Dockerfile --context .
+	@$(PYTHON) -m localcluster image localhost/finetune-trainer:dev --dockerfile trainer_image/Dockerfile --context .
+
+##@ Work on it
+.PHONY: check
+check: ## Format, lint, types, import rules, generated files, unit tests: seconds, needs nothing
+	@$(DEV); set -x; \
+	$$V/bin/ruff format --check .; \
+	$$V/bin/ruff check .; \
+	$$V/bin/mypy; \
+	$$V/bin/lint-imports --no-cache >/dev/null || $$V/bin/lint-imports --no-cache; \
+	test ! -e operator/__init__.py -a ! -e trainer_image/__init__.py; \
+	$$V/bin/python -m finetune_api.crd crds --check; \
+	$$V/bin/python -m finetune_api.crd charts/finetune-operator/files/crds --check; \
+	$$V/bin/python $(PYTEST) -q -n 2 -m 'not cluster and not trainer and not e2e' --ignore=tests/trainer
+
+.PHONY: test
+test: check ## Everything but the kubelet: the operator against a real API server, training with real ranks
+	@$(DEV); $$V/bin/python $(PYTEST) -m cluster --ignore=tests/trainer tests
+	@$(TRAINER); PATH=$$T/bin:$$PATH $$T/bin/python $(PYTEST) -m trainer tests/trainer
+
+.PHONY: e2e
+e2e: ## The whole main job on a real kubelet, and what happens when it is disturbed
+	@$(DEV); $$V/bin/python $(PYTEST) -m e2e tests/e2e
+
+.PHONY: generate
+generate: ## Write the generated files: CRDs, also those in the chart
+	@$(DEV); $$V/bin/python -m finetune_api.crd crds; $$V/bin/python -m finetune_api.crd charts/finetune-operator/files/crds
+.PHONY: format
+format: ## Format the code
+	@$(DEV); $$V/bin/ruff format .; $$V/bin/ruff check --fix .
+.PHONY: golden
+golden: generate ## Write the expected manifests of the tests anew; read the diff
+	@$(DEV); $$V/bin/python $(PYTEST) -q tests/operator --update-golden
+.PHONY: lock
+lock: ## Pin requirements/*.in into hashed requirements/*.txt
+	@scripts/lock
+.PHONY: clean
+clean: ## Stop the local cluster and remove what was made in this checkout
+	@$(PYTHON) -m localcluster down --purge; rm -rf build .mypy_cache .ruff_cache .pytest_cache

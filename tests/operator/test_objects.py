@@ -1,0 +1,86 @@
+"""Every manifest, whole, against a file: `pytest --update-golden` writes them anew."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import builders
+import pytest
+
+from finetune_api.v1alpha1 import FineTuneJobSpec
+from finetune_operator import objects
+from finetune_operator.plan import Plan, Snapshot, make_plan, make_snapshot
+
+Golden = Callable[[str, Any], None]
+
+CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "five-lines": ({"workers": {}}, builders.PROFILE),
+    "everything": (
+        {
+            "model": {
+                "uri": "hf://meta/llama",
+                "revision": "main",
+                "secretRef": {"name": "hf-token"},
+            },
+            "dataset": {"uri": "configmap://team-docs/docs.jsonl"},
+            "output": {"uri": "pvc://team-models/docs", "merge": True},
+        },
+        {
+            "default": True,
+            "image": "example/own:1",
+            "node": {"gpusPerNode": 8, "sharedMemory": "8Gi"},
+            "placement": {
+                "nodeSelector": {"pool": "gpu"},
+                "tolerations": [{"key": "gpu", "operator": "Exists"}],
+                "schedulerName": "kai-scheduler",
+            },
+            "storage": {"storageClassName": "fast", "size": "1Ti", "accessMode": "ReadWriteOnce"},
+            "env": {"NCCL_DEBUG": "WARN"},
+        },
+    ),
+    "shared-claim-on-cpu": (
+        {
+            "model": {"uri": "pvc://team-data/model"},
+            "workers": {"numNodes": 2, "numProcPerNode": 1},
+        },
+        {
+            "default": True,
+            "node": {"accelerator": "CPU", "gpusPerNode": 0},
+            "storage": {"workClaim": "team-work"},
+        },
+    ),
+}
+
+
+def plan_of(name: str) -> Plan:
+    spec, profile = CASES[name]
+    world = builders.world(standard=profile)
+    snapshot = make_snapshot(
+        FineTuneJobSpec.parse(builders.SPEC | spec),
+        dict(world.profiles),
+        builders.SETTINGS.trainer_image,
+    )
+    assert isinstance(snapshot, Snapshot)
+    return make_plan("team-a", "docs", builders.UID, snapshot)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_manifests_of_a_job_are_as_written(name: str, golden: Golden) -> None:
+    plan = plan_of(name)
+    manifests = [
+        objects.run_config_map(plan, "CA"),
+        *objects.preparing_objects(plan, builders.SETTINGS),
+        *objects.training_objects(plan, 0, builders.SETTINGS),
+        objects.stage_job(plan, "export", 0, builders.SETTINGS),
+    ]
+    golden(name, manifests)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_object_belongs_to_the_job_and_says_so(name: str) -> None:
+    plan = plan_of(name)
+    for manifest in objects.preparing_objects(plan, builders.SETTINGS):
+        metadata = manifest["metadata"]
+        assert metadata["ownerReferences"][0]["uid"] == builders.UID
+        assert metadata["labels"]["finetune-operator.io/job"] == "docs"

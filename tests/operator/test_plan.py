@@ -1,0 +1,162 @@
+"""Every `Auto` and default, and every refusal that needs the profile."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import builders
+import pytest
+
+from finetune_api.profile import FineTuneProfileSpec
+from finetune_api.v1alpha1 import FineTuneJobSpec
+from finetune_operator.plan import Refused, Snapshot, make_plan, make_snapshot
+
+
+def snapshot(spec: dict[str, Any], **profiles: dict[str, Any]) -> Snapshot | Refused:
+    found = profiles or {"standard": builders.PROFILE}
+    return make_snapshot(
+        FineTuneJobSpec.parse(builders.SPEC | spec),
+        {name: FineTuneProfileSpec.parse(p) for name, p in found.items()},
+        "example/finetune-trainer:1",
+    )
+
+
+def run_config(spec: dict[str, Any], **profiles: dict[str, Any]) -> dict[str, Any]:
+    found = snapshot(spec, **profiles)
+    assert isinstance(found, Snapshot)
+    return make_plan("team-a", "docs", builders.UID, found).run.to_json_dict()
+
+
+def test_a_five_line_job_is_resolved_completely() -> None:
+    assert run_config({"workers": {}}) == {
+        "schemaVersion": 1,
+        "namespace": "team-a",
+        "name": "docs",
+        "uid": builders.UID,
+        "model": {"uri": "hf://HuggingFaceTB/SmolLM2-135M-Instruct"},
+        "dataset": {
+            "uri": "pvc://team-data/docs.jsonl",
+            "path": "/var/finetune/claims/team-data/docs.jsonl",
+        },
+        "datasetFormat": "Auto",
+        "evalFraction": 0.05,
+        "objective": "SFT",
+        "tuning": "LoRA",
+        "lora": {"rank": 16, "alpha": 32, "dropout": 0.0, "targetModules": ["all-linear"]},
+        "training": {
+            "epochs": 1.0,
+            "learningRate": 0.0002,
+            "schedule": "Cosine",
+            "warmupFraction": 0.03,
+            "weightDecay": 0.0,
+            "maxGradNorm": 1.0,
+            "globalBatchSize": 32,
+            "microBatchSize": 4,
+            "gradientAccumulationSteps": 1,
+            "sequenceLength": 2048,
+            "packing": True,
+            "precision": "BF16",
+            "gradientCheckpointing": False,
+            "seed": 42,
+        },
+        "numNodes": 1,
+        "numProcPerNode": 8,
+        "zeroStage": 1,
+        "accelerator": "CUDA",
+        "workDir": "/var/finetune/work",
+        "outputUri": "pvc://docs-work/output",
+        "outputDir": "/var/finetune/work/output",
+        "merge": False,
+    }
+
+
+def test_full_tuning_gets_stage_2_and_no_adapter() -> None:
+    found = run_config({"method": {"tuning": "Full"}})
+    assert (found["zeroStage"], found.get("lora")) == (2, None)
+
+
+def test_max_steps_stand_in_place_of_epochs() -> None:
+    found = run_config({"training": {"maxSteps": 7}})["training"]
+    assert (found.get("epochs"), found["maxSteps"]) == (None, 7)
+
+
+def test_a_shared_work_claim_gets_a_directory_per_job() -> None:
+    found = run_config({}, shared={"default": True, "storage": {"workClaim": "team-work"}})
+    assert (found["workDir"], found["outputUri"]) == (
+        "/var/finetune/work/docs-666ff6cc",
+        "pvc://team-work/docs-666ff6cc/output",
+    )
+
+
+@pytest.mark.parametrize(
+    ("spec", "profiles", "refused"),
+    [
+        pytest.param(
+            {"profile": "big"},
+            {"a": {}, "b": {}},
+            Refused(
+                "ProfileNotFound",
+                "spec.profile: there is no FineTuneProfile 'big'; existing: a, b",
+            ),
+            id="unknown profile",
+        ),
+        pytest.param(
+            {},
+            {"a": {}},
+            Refused(
+                "NoDefaultProfile",
+                "no FineTuneProfile has spec.default: true; set spec.profile, or ask your "
+                "platform team for a default profile",
+            ),
+            id="no default",
+        ),
+        pytest.param(
+            {},
+            {"a": {"default": True}, "b": {"default": True}},
+            Refused(
+                "AmbiguousProfile",
+                "several FineTuneProfiles have spec.default: true (a, b); set spec.profile",
+            ),
+            id="two defaults",
+        ),
+        pytest.param(
+            {},
+            {"a": {"default": True, "limits": {"maxNodes": 1}}},
+            Refused("ExceedsProfile", "spec.workers.numNodes is 2; profile 'a' allows at most 1"),
+            id="too many nodes",
+        ),
+        pytest.param(
+            {},
+            {"a": {"default": True, "node": {"gpusPerNode": 4}}},
+            Refused(
+                "ExceedsProfile",
+                "spec.workers.numProcPerNode is 8; a node of profile 'a' has 4 GPUs",
+            ),
+            id="too many GPUs",
+        ),
+        pytest.param(
+            {"workers": {"numNodes": 3}},
+            {"a": {"default": True}},
+            Refused(
+                "InvalidBatchSize",
+                "spec.training.globalBatchSize is 32, which 3 x 8 processes cannot share evenly; "
+                "use 24 or 48",
+            ),
+            id="batch does not divide",
+        ),
+        pytest.param(
+            {"training": {"microBatchSize": 3}},
+            {"a": {"default": True}},
+            Refused(
+                "InvalidBatchSize",
+                "spec.training.microBatchSize is 3, which does not divide a process's share of 2 "
+                "(globalBatchSize 32 / 16 processes); use Auto or a divisor of it",
+            ),
+            id="micro-batch does not divide",
+        ),
+    ],
+)
+def test_what_cannot_start_is_refused_with_the_fix(
+    spec: dict[str, Any], profiles: dict[str, Any], refused: Refused
+) -> None:
+    assert snapshot(spec, **profiles) == refused

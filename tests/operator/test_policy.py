@@ -1,0 +1,191 @@
+"""Whom to blame when a gang fails, and what a waiting job says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import builders
+import pytest
+from builders import failure, k8s_job, pod
+
+from finetune_operator.observe import observe
+from finetune_operator.policy import explain
+from finetune_operator.reconcile import Step, parse_job, step
+
+TRAIN = "docs-train-0"
+
+
+def lost(pods: list[dict[str, Any]], state: str = "Failed") -> dict[str, Any]:
+    observed = observe(None, [k8s_job(TRAIN, "train", state=state)], pods, builders.UID)
+    stage = observed.stage("train")
+    assert stage is not None
+    return explain(stage, builders.LATER, processes_per_pod=2).to_json_dict()
+
+
+def test_the_rank_that_failed_first_is_blamed_and_its_peers_are_not() -> None:
+    pods = [
+        pod(TRAIN, 0, "Failed", failure("PeerLost", "peer lost", 5.0, rank=0), 205),
+        pod(
+            TRAIN,
+            1,
+            "Failed",
+            failure("Diverged", "loss is not finite", 10.0, rank=3, logTail="a\nb"),
+            14,
+        ),
+    ]
+    assert lost(pods) == {
+        "class": "Diverged",
+        "stage": "train",
+        "message": "loss is not finite",
+        "rank": 3,
+        "node": "node-1",
+        "pod": "docs-train-0-1-abcde",
+        "exitCode": 14,
+        "logTail": "a\nb",
+        "time": builders.LATER,
+    }
+
+
+def test_a_worker_that_was_killed_without_a_word_is_named_with_the_end_of_its_log() -> None:
+    pods = [
+        pod(TRAIN, 0, "Failed", failure("PeerLost", "peer lost", 5.0, rank=0), 205),
+        pod(TRAIN, 1, "Failed", "step 1\nstep 2\n", 137),
+    ]
+    assert lost(pods) == {
+        "class": "Killed",
+        "stage": "train",
+        "message": "pod docs-train-0-1-abcde was killed by signal 9",
+        "rank": 2,
+        "node": "node-1",
+        "pod": "docs-train-0-1-abcde",
+        "exitCode": 137,
+        "logTail": "step 1\nstep 2",
+        "time": builders.LATER,
+    }
+
+
+def test_a_worker_out_of_host_memory_is_told_what_to_lower() -> None:
+    pods = [pod(TRAIN, 0, "Failed", "", 137, reason="OOMKilled")]
+    found = lost(pods)
+    assert (found["class"], found["message"]) == (
+        "OutOfMemory",
+        "pod docs-train-0-0-abcde used more memory than its limit; lower "
+        "spec.training.microBatchSize or sequenceLength, or ask for a profile with more memory",
+    )
+
+
+def test_a_deleted_worker_is_named() -> None:
+    pods = [
+        pod(TRAIN, 0, "Failed", failure("PeerLost", "peer lost", 5.0, rank=0), 205),
+        pod(TRAIN, 1, "Running", deleted=True),
+    ]
+    found = lost(pods)
+    assert (found["class"], found["message"], found["rank"]) == (
+        "Killed",
+        "pod docs-train-0-1-abcde was deleted",
+        2,
+    )
+
+
+def test_pods_that_end_without_proof_are_not_a_success() -> None:
+    found = lost([pod(TRAIN, 0, "Succeeded")], state="Complete")
+    assert (found["class"], found["message"]) == (
+        "Internal",
+        "the train pods ended without an error but left no proof of their work; the trainer "
+        "image does not match this operator, or the pods were removed at once",
+    )
+
+
+def started(pods: list[dict[str, Any]], job: str = "docs-prepare", stage: str = "prepare") -> Step:
+    body = builders.job_body()
+    world = builders.world()
+    first = step(parse_job(body), observe(None, [], [], builders.UID), world, builders.NOW)
+    config = first.apply[0]
+    assert first.status is not None
+    body["status"] = first.status.to_json_dict()
+    observed = observe(config, [k8s_job(job, stage)], pods, builders.UID)
+    return step(parse_job(body), observed, world, builders.LATER)
+
+
+@pytest.mark.parametrize(
+    ("waiting", "message"),
+    [
+        pytest.param(
+            pod(
+                "docs-prepare",
+                0,
+                "Pending",
+                conditions=[
+                    {
+                        "type": "PodScheduled",
+                        "status": "False",
+                        "reason": "Unschedulable",
+                        "message": "0/1 nodes are available: 1 Insufficient nvidia.com/gpu.",
+                    }
+                ],
+            ),
+            "pod docs-prepare-0-abcde waits: Unschedulable: 0/1 nodes are available: "
+            "1 Insufficient nvidia.com/gpu.",
+            id="the scheduler's words",
+        ),
+        pytest.param(
+            pod(
+                "docs-prepare",
+                0,
+                "Pending",
+                waiting={"reason": "ImagePullBackOff", "message": "no such image"},
+            ),
+            "pod docs-prepare-0-abcde waits: ImagePullBackOff: no such image",
+            id="the image",
+        ),
+        pytest.param(
+            pod("docs-prepare", 0, "Pending", waiting={"reason": "ContainerCreating"}),
+            "pod docs-prepare-0-abcde is being started",
+            id="just starting",
+        ),
+    ],
+)
+def test_a_job_that_waits_says_what_for(waiting: dict[str, Any], message: str) -> None:
+    found = started([waiting])
+    assert found.status is not None
+    assert (found.status.phase, found.status.message) == ("Preparing", message)
+
+
+def test_a_failed_stage_ends_the_job_with_its_reason() -> None:
+    body = builders.job_body()
+    world = builders.world()
+    first = step(parse_job(body), observe(None, [], [], builders.UID), world, builders.NOW)
+    assert first.status is not None
+    body["status"] = first.status.to_json_dict()
+    bad = failure("Data", "docs.jsonl line 3: not JSON", 1.0)
+    observed = observe(
+        first.apply[0],
+        [k8s_job("docs-prepare", "prepare", state="Failed")],
+        [pod("docs-prepare", 0, "Failed", bad, 11)],
+        builders.UID,
+    )
+    done = step(parse_job(body), observed, world, builders.LATER)
+    assert done.status is not None
+    found = done.status.to_json_dict()
+    conditions = {c["type"]: (c["status"], c["reason"]) for c in found["conditions"]}
+    assert (found["phase"], found["message"], conditions, done.apply) == (
+        "Failed",
+        "docs.jsonl line 3: not JSON",
+        {
+            "Validated": ("True", "Accepted"),
+            "Prepared": ("False", "Data"),
+            "Trained": ("False", "NotYet"),
+            "Exported": ("False", "NotYet"),
+            "Complete": ("False", "NotYet"),
+            "Failed": ("True", "Data"),
+        },
+        (),
+    )
+    assert [(e.type, e.reason, e.message) for e in done.events] == [
+        ("Warning", "Failed", "Data: docs.jsonl line 3: not JSON (pod docs-prepare-0-abcde)")
+    ]
+
+
+def test_objects_of_an_earlier_job_of_the_same_name_are_not_ours() -> None:
+    old = k8s_job("docs-prepare", "prepare", state="Complete", owner="another-uid")
+    assert observe(None, [old], [], builders.UID).stages == ()

@@ -1,0 +1,109 @@
+"""A cluster in memory, just enough to play a job's whole life: what is applied exists, Jobs run
+when told to. The operator that looks at it may be a new one at every pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import builders
+
+from finetune_api.status import FineTuneJobStatus
+from finetune_operator.observe import observe
+from finetune_operator.reconcile import Step, World, parse_job, step
+
+Json = dict[str, Any]
+
+
+class SimulatedCluster:
+    """One FineTuneJob and its children."""
+
+    def __init__(self, body: Json, world: World) -> None:
+        self.body = body
+        self.world = world
+        self.objects: dict[tuple[str, str], Json] = {}
+        self.pods: list[Json] = []
+        self.writes: list[str] = []
+        self.events: list[str] = []
+        self.clock = 0
+
+    def now(self) -> str:
+        self.clock += 1
+        return f"2026-11-22T06:{self.clock // 60:02}:{self.clock % 60:02}Z"
+
+    def look(self) -> Step:
+        """What an operator would do now."""
+        job = parse_job(self.body)
+        config_map = self.objects.get(("ConfigMap", f"{job.name}-run"))
+        jobs = [o for (kind, _), o in self.objects.items() if kind == "Job"]
+        return step(job, observe(config_map, jobs, self.pods, job.uid), self.world, self.now())
+
+    def writes_of(self, done: Step) -> list[tuple[str, Any]]:
+        """The writes of a pass, in order."""
+        found: list[tuple[str, Any]] = [("apply", manifest) for manifest in done.apply]
+        if done.progress is not None:
+            found.append(("progress", done.progress))
+        if done.status is not None:
+            found.append(("status", done.status))
+        return found + [("event", event) for event in done.events]
+
+    def write(self, kind: str, what: Any) -> None:
+        """Perform one write."""
+        if kind == "apply":
+            self._apply(what)
+        elif kind == "progress":
+            self.body.setdefault("status", {})["progress"] = what.to_json_dict()
+            self.writes.append("progress")
+        elif kind == "status":
+            before = self.body.get("status", {}).get("progress")
+            self.body["status"] = what.to_json_dict() | ({"progress": before} if before else {})
+            self.writes.append(f"status {what.phase}")
+        else:
+            self.events.append(f"{what.type} {what.reason}: {what.message}")
+
+    def operator_pass(self, crash_after: int | None = None) -> bool:
+        """One pass, cut off after so many writes; says whether anything was written."""
+        todo = self.writes_of(self.look())
+        for kind, what in todo[:crash_after]:
+            self.write(kind, what)
+        return bool(todo)
+
+    def settle(self, limit: int = 20) -> None:
+        """Passes until nothing changes."""
+        for _ in range(limit):
+            if not self.operator_pass():
+                return
+        raise AssertionError(f"still writing after {limit} passes: {self.writes[-5:]}")
+
+    def _apply(self, manifest: Json) -> None:
+        kind, name = manifest["kind"], manifest["metadata"]["name"]
+        self.writes.append(f"apply {kind} {name}")
+        if (kind, name) in self.objects:
+            return
+        if kind == "Job":
+            manifest = manifest | {
+                "metadata": manifest["metadata"] | {"uid": f"uid-{name}"},
+                "status": {"startTime": builders.NOW},
+            }
+            count = manifest["spec"].get("completions", 1)
+            self.pods += [builders.pod(name, index, "Pending") for index in range(count)]
+        self.objects[(kind, name)] = manifest
+
+    def run(self, job: str) -> None:
+        """All pods of a Job run."""
+        self._replace(job, "Running", [None] * 99)
+
+    def finish(self, job: str, outcome: Any) -> None:
+        """All pods of a Job succeed; the first leaves its outcome."""
+        self._replace(job, "Succeeded", [outcome] + [None] * 99)
+        done = builders.k8s_job(job, "prepare", state="Complete")["status"]
+        self.objects[("Job", job)]["status"] = done
+
+    def _replace(self, job: str, phase: str, messages: list[Any]) -> None:
+        mine = [p for p in self.pods if p["metadata"]["ownerReferences"][0]["name"] == job]
+        self.pods = [p for p in self.pods if p not in mine] + [
+            builders.pod(job, index, phase, messages[index]) for index in range(len(mine))
+        ]
+
+    @property
+    def status(self) -> FineTuneJobStatus:
+        return FineTuneJobStatus.parse(self.body.get("status") or {})
