@@ -1,0 +1,101 @@
+"""The operator's rights, whole: a right more or less is a decision that shows here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from chart import NAMESPACE, Manifest, only, render
+
+NAME = f"{NAMESPACE}-finetune-operator"
+ALL = ["get", "list", "watch", "create", "patch", "delete"]
+SUBJECTS = [{"kind": "ServiceAccount", "name": "finetune-operator", "namespace": NAMESPACE}]
+
+
+def rule(group: str | list[str], resources: str, *verbs: str) -> dict[str, Any]:
+    return {
+        "apiGroups": [group] if isinstance(group, str) else group,
+        "resources": resources.split(),
+        "verbs": list(verbs),
+    }
+
+
+def role_ref(name: str) -> dict[str, str]:
+    return {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": name}
+
+
+def names(manifests: list[Manifest], kind: str) -> list[tuple[str | None, str]]:
+    found = [m["metadata"] for m in manifests if m["kind"] == kind]
+    return sorted((m.get("namespace"), m["name"]) for m in found)
+
+
+def test_the_operator_may_do_exactly_this_in_the_namespaces_it_watches() -> None:
+    assert only(render(), "ClusterRole", f"{NAME}-jobs")["rules"] == [
+        rule("finetune-operator.io", "finetunejobs", "get", "list", "watch"),
+        rule("finetune-operator.io", "finetunejobs/status", "patch"),
+        rule("batch", "jobs", *ALL),
+        rule("", "pods", "get", "list", "watch", "delete"),
+        rule("", "services persistentvolumeclaims", *ALL),
+        rule("networking.k8s.io", "networkpolicies", *ALL),
+        rule("", "configmaps", "create", "patch", "delete"),
+        rule(["", "events.k8s.io"], "events", "create", "patch"),
+    ]
+
+
+def test_the_operator_may_do_exactly_this_in_the_whole_cluster() -> None:
+    assert only(render(), "ClusterRole", f"{NAME}-cluster")["rules"] == [
+        rule("finetune-operator.io", "finetuneprofiles", "get", "list", "watch"),
+        rule("authentication.k8s.io", "tokenreviews", "create"),
+    ]
+
+
+def test_those_who_may_view_a_namespace_may_see_its_jobs() -> None:
+    role = only(render(), "ClusterRole", f"{NAME}-view")
+    assert role["rules"] == [
+        rule("finetune-operator.io", "finetunejobs finetuneprofiles", "get", "list", "watch")
+    ]
+    assert aggregated_to(role) == ["admin", "edit", "view"]
+
+
+def test_those_who_may_edit_a_namespace_may_run_jobs_but_not_write_their_status() -> None:
+    role = only(render(), "ClusterRole", f"{NAME}-edit")
+    verbs = ["create", "update", "patch", "delete", "deletecollection"]
+    assert role["rules"] == [rule("finetune-operator.io", "finetunejobs", *verbs)]
+    assert aggregated_to(role) == ["admin", "edit"]
+
+
+def aggregated_to(role: Manifest) -> list[str]:
+    prefix = "rbac.authorization.k8s.io/aggregate-to-"
+    labels = role["metadata"]["labels"].items()
+    return sorted(k.removeprefix(prefix) for k, v in labels if k.startswith(prefix) and v == "true")
+
+
+def test_without_watched_namespaces_the_rights_hold_everywhere() -> None:
+    rendered = render()
+    assert names(rendered, "RoleBinding") == []
+    assert names(rendered, "ClusterRoleBinding") == [
+        (None, f"{NAME}-cluster"),
+        (None, f"{NAME}-jobs"),
+    ]
+    for part in ("cluster", "jobs"):
+        binding = only(rendered, "ClusterRoleBinding", f"{NAME}-{part}")
+        assert binding["roleRef"] == role_ref(f"{NAME}-{part}")
+        assert binding["subjects"] == SUBJECTS
+
+
+def test_with_watched_namespaces_the_rights_hold_in_these_only() -> None:
+    rendered = render({"watchNamespaces": ["team-a", "team-b"]})
+    assert names(rendered, "ClusterRoleBinding") == [(None, f"{NAME}-cluster")]
+    bindings = [m for m in rendered if m["kind"] == "RoleBinding"]
+    assert [m["metadata"]["namespace"] for m in bindings] == ["team-a", "team-b"]
+    assert [m["roleRef"] for m in bindings] == [role_ref(f"{NAME}-jobs")] * 2
+    assert [m["subjects"] for m in bindings] == [SUBJECTS] * 2
+
+
+def test_two_releases_of_one_name_in_two_namespaces_do_not_share_cluster_objects() -> None:
+    cluster_kinds = ("ClusterRole", "ClusterRoleBinding")
+    one, other = (
+        {(m["kind"], m["metadata"]["name"]) for m in rendered if m["kind"] in cluster_kinds}
+        for rendered in (render(), render(None, "--namespace", "elsewhere"))
+    )
+    assert len(one) == len(other) == 6
+    assert one & other == set()

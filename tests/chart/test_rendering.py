@@ -1,0 +1,308 @@
+"""What the chart makes of its values."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chart import (
+    CHART,
+    KUBERNETES,
+    NAMESPACE,
+    RELEASE,
+    Manifest,
+    manifests_in,
+    only,
+    operator_container,
+    render,
+    render_notes,
+)
+from cryptography import x509
+from tools import ROOT, run_tool
+
+from finetune_api import crd
+from finetune_api.crd import all_crds
+from finetune_api.profile import FineTuneProfile
+from finetune_api.v1alpha1 import FineTuneJob
+
+HOST = f"{RELEASE}.{NAMESPACE}.svc"
+DIGEST = f"sha256:{'ab' * 32}"
+
+
+@pytest.fixture(scope="module")
+def defaults() -> list[Manifest]:
+    return render()
+
+
+def environment(manifests: list[Manifest]) -> dict[str, Any]:
+    entries = operator_container(manifests)["env"]
+    found = {e["name"]: e.get("value", e.get("valueFrom")) for e in entries}
+    assert len(found) == len(entries)
+    return found
+
+
+def test_helm_finds_nothing_to_complain_about() -> None:
+    done = run_tool("helm", "lint", "--strict", str(CHART), *KUBERNETES)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_defaults_make_these_objects(defaults: list[Manifest]) -> None:
+    cluster = f"{NAMESPACE}-{RELEASE}"
+    assert sorted((m["kind"], m["metadata"]["name"]) for m in defaults) == [
+        ("ClusterRole", f"{cluster}-cluster"),
+        ("ClusterRole", f"{cluster}-edit"),
+        ("ClusterRole", f"{cluster}-jobs"),
+        ("ClusterRole", f"{cluster}-view"),
+        ("ClusterRoleBinding", f"{cluster}-cluster"),
+        ("ClusterRoleBinding", f"{cluster}-jobs"),
+        ("ConfigMap", "finetune-operator-dashboards"),
+        ("CustomResourceDefinition", "finetunejobs.finetune-operator.io"),
+        ("CustomResourceDefinition", "finetuneprofiles.finetune-operator.io"),
+        ("Deployment", "finetune-operator"),
+        ("Secret", "finetune-operator-tls"),
+        ("Service", "finetune-operator"),
+        ("ServiceAccount", "finetune-operator"),
+    ]
+
+
+def test_every_object_with_a_namespace_is_in_that_of_the_release(defaults: list[Manifest]) -> None:
+    for manifest in defaults:
+        is_cluster = manifest["kind"].startswith(("Cluster", "CustomResource"))
+        expected = None if is_cluster else NAMESPACE
+        assert manifest["metadata"].get("namespace") == expected, manifest["metadata"]["name"]
+
+
+def test_every_object_but_the_crds_is_labelled(defaults: list[Manifest]) -> None:
+    for manifest in defaults:
+        if manifest["kind"] != "CustomResourceDefinition":
+            labels = manifest["metadata"]["labels"]
+            assert labels["app.kubernetes.io/name"] == "finetune-operator"
+            assert labels["app.kubernetes.io/instance"] == RELEASE
+            assert labels["app.kubernetes.io/managed-by"] == "Helm"
+
+
+@pytest.mark.parametrize(
+    ("release", "values", "expected"),
+    [
+        ("ft", {}, "ft-finetune-operator"),
+        ("my-finetune-operator", {}, "my-finetune-operator"),
+        ("ft", {"fullnameOverride": "tuner"}, "tuner"),
+        ("a" * 30, {}, f"{'a' * 30}-finetune"),
+    ],
+)
+def test_objects_are_named_after_the_release(
+    release: str, values: dict[str, Any], expected: str
+) -> None:
+    rendered = render({"crds": {"enabled": False}, **values}, release=release)
+    for kind in ("Deployment", "Service", "ServiceAccount"):
+        assert only(rendered, kind)["metadata"]["name"] == expected
+    url = f"https://{expected}.{NAMESPACE}.svc:8443"
+    assert environment(rendered)["FINETUNE_PROGRESS_URL"] == url
+
+
+def test_the_operator_is_told_exactly_this(defaults: list[Manifest]) -> None:
+    assert environment(defaults) == {
+        "FINETUNE_NAMESPACE": {"fieldRef": {"fieldPath": "metadata.namespace"}},
+        "FINETUNE_TRAINER_IMAGE": "localhost/finetune-trainer:dev",
+        "FINETUNE_TRAINER_PULL_POLICY": "IfNotPresent",
+        "FINETUNE_PROGRESS_URL": f"https://{HOST}:8443",
+        "FINETUNE_PROGRESS_PORT": "8443",
+        "FINETUNE_METRICS_PORT": "8080",
+        "FINETUNE_TLS_DIR": "/etc/finetune/tls",
+        "FINETUNE_WATCH_NAMESPACES": "",
+        "FINETUNE_LOG_FORMAT": "text",
+    }
+
+
+def test_values_reach_the_operator() -> None:
+    told = environment(
+        render(
+            {
+                "watchNamespaces": ["team-a", "team-b"],
+                "operator": {"logFormat": "json"},
+                "trainer": {
+                    "image": {"repository": "r.example/t", "tag": "2", "pullPolicy": "Never"}
+                },
+            }
+        )
+    )
+    assert told["FINETUNE_WATCH_NAMESPACES"] == "team-a,team-b"
+    assert told["FINETUNE_LOG_FORMAT"] == "json"
+    assert told["FINETUNE_TRAINER_IMAGE"] == "r.example/t:2"
+    assert told["FINETUNE_TRAINER_PULL_POLICY"] == "Never"
+
+
+def test_a_digest_beats_the_tag() -> None:
+    image = {"tag": "2", "digest": DIGEST}
+    rendered = render({"operator": {"image": image}, "trainer": {"image": image}})
+    expected = f"localhost/finetune-operator@{DIGEST}"
+    assert operator_container(rendered)["image"] == expected
+    told = environment(rendered)["FINETUNE_TRAINER_IMAGE"]
+    assert told == f"localhost/finetune-trainer@{DIGEST}"
+
+
+def test_there_is_one_operator_at_a_time(defaults: list[Manifest]) -> None:
+    spec = only(defaults, "Deployment")["spec"]
+    assert (spec["replicas"], spec["strategy"]) == (1, {"type": "Recreate"})
+
+
+def test_the_pod_keeps_to_the_restricted_pod_security_standard(defaults: list[Manifest]) -> None:
+    pod = only(defaults, "Deployment")["spec"]["template"]["spec"]
+    assert pod["securityContext"] == {
+        "runAsNonRoot": True,
+        "runAsUser": 65532,
+        "runAsGroup": 65532,
+        "fsGroup": 65532,
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+    assert operator_container(defaults)["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert not {"hostNetwork", "hostPID", "hostIPC", "initContainers"} & set(pod)
+    assert [sorted(v) for v in pod["volumes"]] == [["name", "secret"], ["emptyDir", "name"]]
+
+
+def test_the_pod_asks_for_little(defaults: list[Manifest]) -> None:
+    assert operator_container(defaults)["resources"] == {
+        "requests": {"cpu": "50m", "memory": "128Mi"},
+        "limits": {"memory": "256Mi"},
+    }
+
+
+def test_the_kubelet_asks_the_metrics_port_whether_it_lives(defaults: list[Manifest]) -> None:
+    container = operator_container(defaults)
+    assert container["livenessProbe"]["httpGet"] == {"path": "/healthz", "port": "metrics"}
+    assert container["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "metrics"}
+    assert {p["name"]: p["containerPort"] for p in container["ports"]} == {
+        "progress": 8443,
+        "metrics": 8080,
+    }
+
+
+def test_the_service_leads_to_the_operator(defaults: list[Manifest]) -> None:
+    service, deployment = only(defaults, "Service"), only(defaults, "Deployment")
+    template = deployment["spec"]["template"]
+    assert service["spec"]["selector"] == deployment["spec"]["selector"]["matchLabels"]
+    assert service["spec"]["selector"].items() <= template["metadata"]["labels"].items()
+    assert {p["port"]: p["targetPort"] for p in service["spec"]["ports"]} == {
+        8443: "progress",
+        8080: "metrics",
+    }
+
+
+def certificate(data: dict[str, str], key: str) -> x509.Certificate:
+    return x509.load_pem_x509_certificate(base64.b64decode(data[key]))
+
+
+def test_the_certificate_is_valid_for_every_name_of_the_service(defaults: list[Manifest]) -> None:
+    secret = only(defaults, "Secret")
+    assert secret["type"] == "kubernetes.io/tls"
+    assert sorted(secret["data"]) == ["ca.crt", "tls.crt", "tls.key"]
+    served, authority = (certificate(secret["data"], key) for key in ("tls.crt", "ca.crt"))
+    served.verify_directly_issued_by(authority)
+    names = served.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.DNSName) == [RELEASE, f"{RELEASE}.{NAMESPACE}", HOST]
+
+
+def test_the_operator_reads_the_certificate_where_it_was_told(defaults: list[Manifest]) -> None:
+    pod = only(defaults, "Deployment")["spec"]["template"]["spec"]
+    mount = {m["name"]: m["mountPath"] for m in operator_container(defaults)["volumeMounts"]}
+    volume = {v["name"]: v for v in pod["volumes"]}["tls"]
+    assert mount == {"tls": environment(defaults)["FINETUNE_TLS_DIR"], "tmp": "/tmp"}
+    assert volume["secret"]["secretName"] == only(defaults, "Secret")["metadata"]["name"]
+
+
+def test_the_restart_checksum_is_of_the_certificate_that_is_installed(
+    defaults: list[Manifest],
+) -> None:
+    annotations = only(defaults, "Deployment")["spec"]["template"]["metadata"]["annotations"]
+    data = json.dumps(only(defaults, "Secret")["data"], sort_keys=True, separators=(",", ":"))
+    assert annotations == {"checksum/tls": hashlib.sha256(data.encode()).hexdigest()}
+
+
+def test_a_secret_of_ones_own_takes_the_place_of_the_charts() -> None:
+    rendered = render({"tls": {"existingSecret": "mine"}})
+    assert not [m for m in rendered if m["kind"] == "Secret"]
+    volumes = only(rendered, "Deployment")["spec"]["template"]["spec"]["volumes"]
+    assert volumes[0]["secret"]["secretName"] == "mine"
+
+
+def test_the_crds_of_the_chart_are_those_that_are_generated() -> None:
+    assert crd.main([str(CHART / "files" / "crds"), "--check"]) == 0
+    on_disk = {p.name for p in (CHART / "files" / "crds").iterdir()}
+    assert on_disk == set(all_crds()) == {p.name for p in (ROOT / "crds").iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("keep", "annotations"), [(True, {"helm.sh/resource-policy": "keep"}), (False, None)]
+)
+def test_the_crds_are_installed_unchanged_but_for_the_annotation(
+    keep: bool, annotations: dict[str, str] | None
+) -> None:
+    rendered = render({"crds": {"keep": keep}})
+    for generated in all_crds().values():
+        name = generated["metadata"]["name"]
+        installed = only(rendered, "CustomResourceDefinition", name)
+        assert installed["metadata"].pop("annotations", None) == annotations
+        assert installed == json.loads(json.dumps(generated))
+
+
+def test_the_crds_can_be_left_out() -> None:
+    rendered = render({"crds": {"enabled": False}})
+    assert not [m for m in rendered if m["kind"] == "CustomResourceDefinition"]
+    assert only(rendered, "Deployment")
+
+
+def test_profiles_are_installed_as_they_are_given() -> None:
+    spec = {"default": True, "node": {"gpusPerNode": 0, "accelerator": "CPU", "cpu": "16"}}
+    profiles = [{"name": "standard", "spec": spec}, {"name": "empty", "spec": {}}]
+    rendered = render({"profiles": profiles})
+    for profile in profiles:
+        manifest = only(rendered, "FineTuneProfile", str(profile["name"]))
+        assert manifest["apiVersion"] == "finetune-operator.io/v1alpha1"
+        assert manifest["spec"] == profile["spec"]
+
+
+def test_prometheus_keeps_the_labels_that_name_the_job() -> None:
+    monitoring = {"serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}}}
+    rendered = render({"monitoring": monitoring})
+    monitor, service = only(rendered, "ServiceMonitor"), only(rendered, "Service")
+    assert monitor["metadata"]["labels"]["release"] == "prometheus"
+    assert monitor["spec"]["endpoints"] == [
+        {"port": "metrics", "path": "/metrics", "interval": "30s", "honorLabels": True}
+    ]
+    selected = monitor["spec"]["selector"]["matchLabels"].items()
+    assert selected <= service["metadata"]["labels"].items()
+
+
+@pytest.mark.parametrize(
+    ("values", "expected", "unexpected"),
+    [
+        ({}, ["all namespaces", "kind: FineTuneProfile", "namespace: default}"], ["Profiles"]),
+        (
+            {"watchNamespaces": ["team-a"], "profiles": [{"name": "standard", "spec": {}}]},
+            ["jobs in team-a.", "Profiles installed: standard.", "namespace: team-a}"],
+            ["all namespaces", "kind: FineTuneProfile"],
+        ),
+    ],
+)
+def test_the_notes_tell_the_next_step(
+    values: dict[str, Any], expected: list[str], unexpected: list[str], tmp_path: Path
+) -> None:
+    notes = render_notes(values, tmp_path)
+    assert [text for text in expected if text not in notes] == []
+    assert [text for text in unexpected if text in notes] == []
+
+
+def test_the_manifests_of_the_notes_and_the_readme_are_valid(tmp_path: Path) -> None:
+    readme = (CHART / "README.md").read_text()
+    for text in (render_notes({}, tmp_path), readme):
+        profile, job = manifests_in(text)
+        assert FineTuneProfile.parse(profile).spec.default
+        assert FineTuneJob.parse(job).spec.model.uri.startswith("hf://")

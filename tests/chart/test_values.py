@@ -1,0 +1,166 @@
+"""Every value is documented and in the schema, and wrong ones are refused by name."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from chart import CHART, default_values, leaves, refusal, render, value_docs
+
+DIGEST = f"sha256:{'0' * 64}"
+SCHEMA: dict[str, Any] = json.loads((CHART / "values.schema.json").read_text())
+
+
+def node(schema: dict[str, Any], path: str) -> dict[str, Any] | None:
+    """The part of the schema about one value; None where it has none."""
+    for key in path.split("."):
+        if "$ref" in schema:
+            schema = SCHEMA["definitions"][schema["$ref"].rsplit("/", 1)[-1]]
+        if key not in schema.get("properties", {}):
+            extra = schema.get("additionalProperties")
+            return extra if isinstance(extra, dict) else None
+        schema = schema["properties"][key]
+    return schema
+
+
+def schema_paths(schema: dict[str, Any], prefix: str = "") -> set[str]:
+    """Dotted paths of all values that the schema names."""
+    if "$ref" in schema:
+        schema = SCHEMA["definitions"][schema["$ref"].rsplit("/", 1)[-1]]
+    if "properties" not in schema:
+        return {prefix}
+    return {
+        path
+        for key, value in schema["properties"].items()
+        for path in schema_paths(value, f"{prefix}.{key}" if prefix else key)
+    }
+
+
+def test_every_value_is_in_the_schema() -> None:
+    values = leaves(default_values())
+    assert len(values) >= 25
+    assert [path for path in values if node(SCHEMA, path) is None] == []
+
+
+def test_every_value_of_the_schema_has_a_default() -> None:
+    missing = {
+        path
+        for path in schema_paths(SCHEMA) - {"global"}
+        if not any(
+            value == path or value.startswith(f"{path}.") for value in leaves(default_values())
+        )
+    }
+    assert missing == set()
+
+
+def test_every_object_of_the_schema_is_closed() -> None:
+    def open_objects(part: Any, path: str) -> list[str]:
+        if not isinstance(part, dict):
+            return []
+        is_open = "properties" in part and part.get("additionalProperties") is not False
+        inner = [
+            found for key, value in part.items() for found in open_objects(value, f"{path}/{key}")
+        ]
+        return [path] * is_open + inner
+
+    schema = {key: value for key, value in SCHEMA.items() if key != "properties"}
+    assert schema["additionalProperties"] is False
+    assert open_objects(SCHEMA["properties"] | schema["definitions"], "") == []
+
+
+def test_every_value_is_documented() -> None:
+    docs = value_docs()
+    undocumented = [
+        path
+        for path in leaves(default_values())
+        if not any(path == doc or path.startswith(f"{doc}.") for doc in docs)
+    ]
+    assert undocumented == []
+
+
+def test_the_table_of_the_readme_says_what_values_yaml_says() -> None:
+    values = leaves(default_values())
+
+    def default(path: str) -> str:
+        below = {key: value for key, value in values.items() if key.startswith(f"{path}.")}
+        return "see values.yaml" if below else f"`{json.dumps(values[path])}`"
+
+    table = ["| Value | Default | Meaning |", "| --- | --- | --- |"]
+    table += [f"| `{path}` | {default(path)} | {text} |" for path, text in value_docs().items()]
+    assert "\n".join(table) in (CHART / "README.md").read_text(), "\n" + "\n".join(table)
+
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"replicas": 2}, "replicas"),
+    ({"operator": {"replicas": 2}}, "replicas"),
+    ({"operator": {"image": {"name": "x"}}}, "name"),
+    ({"operator": {"image": {"tag": ""}}}, "tag"),
+    ({"operator": {"image": {"digest": "0000"}}}, "digest"),
+    ({"operator": {"image": {"pullPolicy": "Sometimes"}}}, "pullPolicy"),
+    ({"operator": {"logFormat": "xml"}}, "logFormat"),
+    ({"operator": {"resources": {"request": {"cpu": 1}}}}, "request"),
+    ({"operator": {"podAnnotations": {"port": 8080}}}, "port"),
+    ({"trainer": {"image": {"repository": "Upper/Case"}}}, "repository"),
+    ({"trainer": {"image": "localhost/finetune-trainer:dev"}}, "image"),
+    ({"tls": {"existingSecret": "Not A Name"}}, "existingSecret"),
+    ({"crds": {"enabled": "yes"}}, "enabled"),
+    ({"watchNamespaces": "team-a"}, "watchNamespaces"),
+    ({"watchNamespaces": ["team-a", "team-a"]}, "watchNamespaces"),
+    ({"watchNamespaces": ["Team A"]}, "watchNamespaces"),
+    ({"fullnameOverride": "a" * 41}, "fullnameOverride"),
+    ({"profiles": [{"spec": {}}]}, "name"),
+    ({"profiles": [{"name": "standard"}]}, "spec"),
+    ({"profiles": [{"metadata": {"name": "standard"}, "spec": {}}]}, "metadata"),
+    ({"imagePullSecrets": ["registry"]}, "imagePullSecrets"),
+    ({"monitoring": {"serviceMonitor": {"interval": "often"}}}, "interval"),
+    ({"monitoring": {"dashboard": {}}}, "dashboard"),
+]
+
+
+@pytest.mark.parametrize(("values", "field"), WRONG, ids=[json.dumps(v) for v, _ in WRONG])
+def test_a_wrong_value_is_refused_and_named(values: dict[str, Any], field: str) -> None:
+    said = refusal(values)
+    assert "values don't meet the specifications of the schema" in said
+    assert field in said
+
+
+def test_every_value_at_once_is_accepted() -> None:
+    rendered = render(
+        {
+            "fullnameOverride": "ft",
+            "imagePullSecrets": [{"name": "registry"}],
+            "watchNamespaces": ["team-a", "team-b"],
+            "operator": {
+                "image": {"repository": "registry.example:5000/ft/operator", "digest": DIGEST},
+                "logFormat": "json",
+                "resources": {"requests": {"cpu": 1}, "limits": {"memory": "1Gi"}},
+                "podAnnotations": {"example.com/port": "8080"},
+                "nodeSelector": {"kubernetes.io/arch": "amd64"},
+                "tolerations": [{"key": "system", "operator": "Exists"}],
+                "priorityClassName": "system-cluster-critical",
+            },
+            "trainer": {"image": {"tag": "1.0", "pullPolicy": "Always"}},
+            "tls": {"existingSecret": "progress-tls"},
+            "crds": {"enabled": True, "keep": False},
+            "profiles": [{"name": "standard", "spec": {"default": True}}],
+            "monitoring": {
+                "dashboards": {"labels": {"sidecar": "1"}, "annotations": {"folder": "Training"}},
+                "serviceMonitor": {"enabled": True, "labels": {"release": "p"}, "interval": "1m"},
+            },
+            "global": {"anything": True},
+        }
+    )
+    kinds = sorted(m["kind"] for m in rendered)
+    assert kinds == [
+        *["ClusterRole"] * 4,
+        "ClusterRoleBinding",
+        "ConfigMap",
+        *["CustomResourceDefinition"] * 2,
+        "Deployment",
+        "FineTuneProfile",
+        *["RoleBinding"] * 2,
+        "Service",
+        "ServiceAccount",
+        "ServiceMonitor",
+    ]
