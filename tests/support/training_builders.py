@@ -1,0 +1,226 @@
+"""Work directories for tests of training, and several runs in one start of torchrun.
+
+`python -m training_builders CASES_JSON` is a rank: importing torch and DeepSpeed takes 10 s here,
+so a gang is started once for many cases. Each case leaves what `train` left: losses, result, facts.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from trainer_builders import VOCABULARY_SIZE, tiny_model
+
+from finetune_api.run_config import RunConfig
+
+LENGTH = 32
+
+
+def arrays(
+    count: int, seed: int, learned: tuple[int, int] = (4, 12), length: int = LENGTH
+) -> dict[str, np.ndarray[Any, Any]]:
+    """`count` packed sequences of random tokens, two examples and padding in each.
+
+    The tokens of an example are a line `a, a+d, a+2d ...` modulo the vocabulary, so that there is
+    something to learn. `learned`: least and most tokens learned of each example.
+    """
+    made = np.random.default_rng(seed)
+    ids = np.full((count, length), 2, dtype=np.int32)
+    labels = np.full((count, length), -100, dtype=np.int32)
+    positions = np.zeros((count, length), dtype=np.int32)
+    for row in range(count):
+        first = int(made.integers(length // 3, length // 2))
+        second = int(made.integers(length // 4, length - first + 1))
+        ends = ((0, first), (first, first + second))
+        for begin, end in ends:
+            start, stride = made.integers(3, VOCABULARY_SIZE, 2)
+            ids[row, begin:end] = (start + stride * np.arange(end - begin)) % VOCABULARY_SIZE
+            positions[row, begin:end] = np.arange(end - begin)
+            wanted = min(int(made.integers(learned[0], learned[1] + 1)), end - begin - 1)
+            labels[row, end - wanted : end] = ids[row, end - wanted : end]
+        padding = length - first - second
+        positions[row, first + second :] = np.arange(padding)
+    return {"input_ids": ids, "labels": labels, "position_ids": positions}
+
+
+def write_work(
+    work: Path, train: dict[str, Any], held_out: dict[str, Any] | None, total_steps: int
+) -> None:
+    """What prepare leaves: a tiny model, data and facts."""
+    if not (work / "model").exists():
+        tiny_model(work / "model", tie=True)
+    for split, data in (("train", train), ("eval", held_out)):
+        if data is not None:
+            (work / "data" / split).mkdir(parents=True, exist_ok=True)
+            for name, array in data.items():
+                np.save(work / "data" / split / f"{name}.npy", array)
+    sequences = len(train["input_ids"])
+    facts = {
+        "parameters": 115_000,
+        "architecture": "LlamaForCausalLM",
+        "format": "Chat",
+        "examples": 2 * sequences,
+        "evalExamples": 0 if held_out is None else 2 * len(held_out["input_ids"]),
+        "tokens": 28 * sequences,
+        "trainedTokens": int((train["labels"] != -100).sum()),
+        "sequences": sequences,
+        "truncatedExamples": 0,
+        "packingEfficiency": 28 / 32,
+        "totalSteps": total_steps,
+    }
+    (work / "prepare.json").write_text(json.dumps(facts))
+
+
+def run_config(work: Path, **changes: Any) -> RunConfig:
+    """A run of 6 steps of 4 sequences in float32 on CPU; `changes` by the names of its fields.
+
+    Names of `training` are found there: `run_config(work, micro_batch_size=4, zero_stage=3)`.
+    """
+    training = {
+        "epochs": 1.0,
+        "max_steps": None,
+        "learning_rate": 1e-2,
+        "schedule": "Cosine",
+        "warmup_fraction": 0.3,
+        "weight_decay": 0.1,
+        "max_grad_norm": 0.5,
+        "global_batch_size": 4,
+        "micro_batch_size": 1,
+        "gradient_accumulation_steps": 4,
+        "sequence_length": LENGTH,
+        "packing": True,
+        "precision": "FP32",
+        "gradient_checkpointing": False,
+        "seed": 7,
+    }
+    run: dict[str, Any] = {
+        "namespace": "team-a",
+        "name": "tiny",
+        "uid": "5f0c6f0e-0000-4000-8000-000000000000",
+        "model": {"uri": "hf://someone/tiny", "revision": "abc"},
+        "dataset": {"uri": "pvc://data/train.jsonl", "path": "/data/train.jsonl"},
+        "dataset_format": "Auto",
+        "eval_fraction": 0.1,
+        "objective": "SFT",
+        "tuning": "Full",
+        "lora": None,
+        "num_nodes": 1,
+        "num_proc_per_node": 1,
+        "zero_stage": 1,
+        "accelerator": "CPU",
+        "work_dir": str(work),
+        "output_uri": "pvc://models/tiny",
+        "output_dir": str(work / "output"),
+        "merge": False,
+    }
+    for name, value in changes.items():
+        (training if name in training else run)[name] = value
+    processes = run["num_nodes"] * run["num_proc_per_node"]
+    if "gradient_accumulation_steps" not in changes:
+        share = training["global_batch_size"] // processes
+        training["gradient_accumulation_steps"] = share // training["micro_batch_size"]
+    return RunConfig.model_validate(run | {"training": training})
+
+
+LORA = {"rank": 4, "alpha": 8, "dropout": 0.0, "target_modules": ["all-linear"]}
+
+
+@dataclass
+class Case:
+    """One run of a gang."""
+
+    run: RunConfig
+    patches: dict[str, Any] = field(default_factory=dict)
+    """Values that replace some in DeepSpeed's `zero_optimization`."""
+
+    @property
+    def work(self) -> Path:
+        """Where it leaves its result."""
+        return Path(self.run.work_dir)
+
+    @property
+    def losses(self) -> list[float]:
+        """Of all steps."""
+        return [line["loss"] for line in self.lines if "loss" in line]
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        """All lines of `losses.jsonl`."""
+        text = (self.work / "losses.jsonl").read_text()
+        return [json.loads(line) for line in text.splitlines()]
+
+
+def environment(**more: str) -> dict[str, str]:
+    """For a process that trains: one thread, our packages, no cluster."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("KUBEFLOW_", "PET_"))}
+    path = [p for p in sys.path if p]
+    return kept | {
+        "PYTHONPATH": os.pathsep.join(path),
+        "DS_ACCELERATOR": "cpu",
+        "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": "1",
+        **more,
+    }
+
+
+def torchrun(processes: int, *command: str, timeout: float = 240) -> str:
+    """Run `python -m command...` as a gang on this machine; returns what it printed."""
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            str(processes),
+            "-m",
+            *command,
+        ],  # fmt: skip
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    output = done.stdout + done.stderr
+    if done.returncode:
+        raise AssertionError(output)
+    return output
+
+
+def run_cases(directory: Path, processes: int, cases: list[Case]) -> None:
+    """Train all cases with one gang, in this order."""
+    file = directory / f"cases-{processes}.json"
+    file.write_text(json.dumps([[c.run.model_dump(mode="json"), c.patches] for c in cases]))
+    torchrun(processes, "training_builders", str(file))
+
+
+def main(file: str) -> None:
+    """One rank: train all cases of a file."""
+    from finetune_trainer import engine
+    from finetune_trainer.ranks import join
+    from finetune_trainer.report import NullReporter
+    from finetune_trainer.train import Watch, train
+
+    original, gang = engine.deepspeed_config, None
+    for run_data, patches in json.loads(Path(file).read_text()):
+        run = RunConfig.model_validate(run_data)
+
+        def patched(run: RunConfig, patches: dict[str, Any] = patches) -> dict[str, Any]:
+            config = original(run)
+            return config | {"zero_optimization": config["zero_optimization"] | patches}
+
+        engine.deepspeed_config = patched
+        gang = gang or join(run)
+        train(run, gang, Watch(NullReporter()))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
+    os._exit(0)
