@@ -50,10 +50,28 @@ def structural(schema: Schema, defs: dict[str, Schema]) -> Schema:
     if found.get("default", 0) is None:
         del found["default"]
     if isinstance(found.get("default"), dict):
-        found["default"] = {}  # the API server fills in the defaults of the fields inside
-    if "description" in found:
-        found["description"] = " ".join(found["description"].split())
+        # Whole, not {}: the API server checks CEL rules on defaults before it fills in those inside.
+        found["default"] = _without_none(found["default"])
+    _describe(found)
     return found
+
+
+def _describe(found: Schema) -> None:
+    """One line of text, with the default where the text does not name it: kubectl does not."""
+    if "description" not in found:
+        return
+    text = " ".join(found["description"].split())
+    default = found.get("default")
+    if isinstance(default, (str, int, float)) and "Default" not in text:
+        shown = json.dumps(default) if isinstance(default, (bool, int, float)) else default
+        text += f" Default: {shown or 'none'}."
+    found["description"] = text
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _without_none(v) for k, v in value.items() if v is not None}
+    return value
 
 
 def _resolve(schema: Schema, defs: dict[str, Schema]) -> Schema:
@@ -87,8 +105,7 @@ def _union(schema: Schema, defs: dict[str, Schema]) -> Schema:
         return structural({**options[0], **rest}, defs)
     by_type = {str(o["type"]): o for o in options}
     found: Schema = {k: rest[k] for k in ("description", "default") if k in rest}
-    if "description" in found:
-        found["description"] = " ".join(found["description"].split())
+    _describe(found)
     if set(by_type) == {"integer", "string"}:
         word, number = by_type["string"]["const"], by_type["integer"]
         allowed, message = _numbers(number)
