@@ -171,17 +171,9 @@ def environment(**more: str) -> dict[str, str]:
 
 def torchrun(processes: int, *command: str, timeout: float = 240) -> str:
     """Run `python -m command...` as a gang on this machine; returns what it printed."""
+    start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc-per-node",
-            str(processes),
-            "-m",
-            *command,
-        ],  # fmt: skip
+        [sys.executable, *start, "-m", *command],
         env=environment(),
         capture_output=True,
         text=True,

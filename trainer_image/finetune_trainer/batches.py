@@ -1,4 +1,4 @@
-"""Which sequences every process learns from at every step: the same order whatever the gang's shape.
+"""Which sequences every process learns from at every step: one order, whatever the gang's shape.
 
 The data are arrays of 32-bit integers [sequences, length], mapped into memory, as prepare wrote
 them: `input_ids`, `labels` (-100: not learned) and `position_ids` (start again with every example).
@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -21,16 +20,14 @@ IGNORED = -100
 LENGTH_MULTIPLE = 64
 """Batches are cut to a multiple of this: few different shapes, and whole tiles on a GPU."""
 
-Array = np.ndarray[Any, Any]
-
 
 @dataclass(frozen=True)
 class Sequences:
     """Tokenised sequences, all arrays [sequences, length]."""
 
-    input_ids: Array
-    labels: Array
-    position_ids: Array
+    input_ids: np.ndarray
+    labels: np.ndarray
+    position_ids: np.ndarray
 
     @classmethod
     def open(cls, directory: Path) -> Sequences:
@@ -56,7 +53,7 @@ class Sequences:
     def __len__(self) -> int:
         return len(self.input_ids)
 
-    def targets(self, rows: Array) -> Array:
+    def targets(self, rows: np.ndarray) -> np.ndarray:
         """The token to be predicted at every position: [rows, length], -100 where none is.
 
         The first token of an example is never a target: what stands before it in a packed
@@ -72,35 +69,36 @@ class Sequences:
 class MicroBatch:
     """The input of one forward pass."""
 
-    input_ids: Array
+    input_ids: np.ndarray
     """[rows, length]"""
 
-    position_ids: Array
+    position_ids: np.ndarray
     """[rows, length]"""
 
-    keep: Array
+    keep: np.ndarray
     """[kept], ascending: positions at which any row has a target; at least one."""
 
-    targets: Array
+    targets: np.ndarray
     """[rows, kept], -100 where that row has none."""
 
 
-def step_rows(step: int, batch: int, count: int, seed: int) -> Array:
+def step_rows(step: int, batch: int, count: int, seed: int) -> np.ndarray:
     """The sequences of one step's global batch, [batch].
 
     Every epoch is another shuffle of all `count` sequences. A batch that reaches over the end of
     an epoch is completed from the next one, so that every step has the same size.
     """
     places = np.arange(step * batch, (step + 1) * batch)
-    epochs, offsets = places // count, places % count
+    epochs, offsets = np.divmod(places, count)
     rows = np.empty(batch, dtype=np.int64)
     for epoch in np.unique(epochs):
         order = np.random.Generator(np.random.PCG64([seed, int(epoch)])).permutation(count)
-        rows[epochs == epoch] = order[offsets[epochs == epoch]]
+        here = np.equal(epochs, epoch)
+        rows[here] = order[offsets[here]]
     return rows
 
 
-def share(rows: Array, rank: int, world_size: int, micro: int) -> Array:
+def share(rows: np.ndarray, rank: int, world_size: int, micro: int) -> np.ndarray:
     """One process's part of a global batch, [accumulation, micro].
 
     The batch is dealt out by micro-batches: first one to every process, then the next to each.
@@ -109,7 +107,7 @@ def share(rows: Array, rank: int, world_size: int, micro: int) -> Array:
 
 
 def micro_batch(
-    data: Sequences, rows: Array, learned: bool = True, flat: bool = False
+    data: Sequences, rows: np.ndarray, learned: bool = True, flat: bool = False
 ) -> MicroBatch:
     """Put sequences together for one forward pass.
 
@@ -124,12 +122,12 @@ def micro_batch(
     targets = data.targets(rows)
     if not learned:
         targets[:] = IGNORED
-    places = np.flatnonzero((targets != IGNORED).any(axis=0))
+    places = np.flatnonzero(np.any(targets != IGNORED, axis=0))
     last = int(places[-1]) + 1 if places.size else 1
     length = min(-(-last // LENGTH_MULTIPLE) * LENGTH_MULTIPLE, targets.shape[1])
     shape = (1, len(rows) * length) if flat else (len(rows), length)
     targets = targets[:, :length].reshape(shape)
-    keep = np.flatnonzero((targets != IGNORED).any(axis=0))
+    keep = np.flatnonzero(np.any(targets != IGNORED, axis=0))
     if not keep.size:
         keep = np.zeros(1, dtype=np.int64)  # an empty tensor has no gradient to send round
     return MicroBatch(
@@ -140,9 +138,9 @@ def micro_batch(
     )
 
 
-def learned_tokens(data: Sequences, rows: Array) -> int:
+def learned_tokens(data: Sequences, rows: np.ndarray) -> int:
     """Targets in a global batch: what the loss of a step is divided by."""
-    return int((data.targets(rows) != IGNORED).sum())
+    return int(np.count_nonzero(data.targets(rows) != IGNORED))
 
 
 def evaluation_batches(

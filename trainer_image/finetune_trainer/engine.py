@@ -99,7 +99,8 @@ def _load(run: RunConfig, gang: Gang, sharded: bool) -> Any:
 
 def _optimizer(model: nn.Module, run: RunConfig) -> torch.optim.Optimizer:
     """AdamW; weight decay is for matrices only, norms and biases are scales and offsets."""
-    matrices, others = [], []
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for parameter in model.parameters():
         if parameter.requires_grad:
             # Under ZeRO-3 the parameter itself is empty; `ds_shape` is what it stands for.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 
 from finetune_trainer.batches import IGNORED, Sequences, evaluation_batches
@@ -24,7 +25,7 @@ def evaluate(engine: Engine, data: Sequences, gang: Gang, micro: int) -> float:
     summed = torch.zeros(2, dtype=torch.float64, device=gang.device)
     for batch in evaluation_batches(data, gang.rank, gang.world_size, micro, engine.flat):
         summed[0] += engine.deepspeed(**tensors(batch, gang.device)).double()
-        summed[1] += int((batch.targets != IGNORED).sum())
+        summed[1] += int(np.count_nonzero(batch.targets != IGNORED))
     engine.deepspeed.train()
     loss, tokens = gang.sum(summed).tolist()
     if not math.isfinite(loss):
