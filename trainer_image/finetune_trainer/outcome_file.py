@@ -25,7 +25,7 @@ from pydantic import ValidationError
 from finetune_api.outcome import EXIT_CODES, ExitCode, Failure, FailureClass, Outcome
 from finetune_api.run_config import RunConfig
 from finetune_trainer import logs
-from finetune_trainer.errors import ConfigurationError, InternalError, StoppedError, TrainerError
+from finetune_trainer.errors import ConfigurationError, InternalError, TrainerError
 
 StageName = Literal["prepare", "train", "export"]
 
@@ -85,6 +85,8 @@ def failure_from(exc: BaseException, rank: int | None = None, step: int | None =
             f"no space left while writing {exc.filename or 'a file'}; ask for a larger volume "
             "(spec.storage.size of the profile) or make room on the output claim"
         )
+    elif isinstance(exc, KeyboardInterrupt):
+        message = str(exc) or "interrupted"
     elif not isinstance(exc, TrainerError):
         message = f"{type(exc).__name__}: {message}"
     return Failure(
@@ -113,7 +115,7 @@ def stage(
 
     Args:
         rank: Global rank, for a stage that runs as a gang.
-        stop_on_sigterm: Turn SIGTERM into `StoppedError`. Process 1 of a container would ignore
+        stop_on_sigterm: End with class Stopped on SIGTERM. Process 1 of a container would ignore
             it otherwise. False where the stage handles it itself.
     """
     logs.set_up()
@@ -159,4 +161,5 @@ def load_run(argv: list[str], name: StageName) -> RunConfig:
 
 
 def _stop(_signum: int, _frame: object) -> None:
-    raise StoppedError("asked to stop (SIGTERM)")
+    # Not an Exception, so that no `except Exception` around a library takes it for a failure.
+    raise KeyboardInterrupt("asked to stop (SIGTERM)")

@@ -1,0 +1,172 @@
+"""Says what a model is, and refuses what cannot be tuned, without loading its weights."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune_trainer.errors import ConfigurationError, ModelError
+
+FLOATS = ("F32", "F16", "BF16")
+"""Number formats of weights that can be trained."""
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What the rest of the run needs to know."""
+
+    architecture: str
+    """Class in transformers."""
+
+    parameters: int
+    """Tied weights counted once."""
+
+    vocabulary_size: int
+    """Rows of the embedding."""
+
+    longest_sequence: int | None
+    """Tokens that the model was made for; None where it has no limit."""
+
+
+def inspect_model(directory: Path, uri: str) -> ModelInfo:
+    """Check a directory in the layout of transformers and count its parameters.
+
+    Nothing is executed that came with the model: `trust_remote_code` is always off.
+
+    Raises:
+        ModelError: unreadable, not a causal language model, quantised, or in need of own code.
+    """
+    config = _read_config(directory, uri)
+    names = check_weights(directory, uri)
+    architecture, parameters = _count(config, uri)
+    if not names:
+        raise ModelError(f"{uri}: the safetensors files contain no tensors; fetch the model anew")
+    text = config.get_text_config()
+    return ModelInfo(
+        architecture=architecture,
+        parameters=parameters,
+        vocabulary_size=int(text.vocab_size),
+        longest_sequence=getattr(text, "max_position_embeddings", None),
+    )
+
+
+def check_length(info: ModelInfo, sequence_length: int) -> None:
+    """Refuse sequences that are longer than the model can tell positions apart."""
+    longest = info.longest_sequence
+    if longest is not None and sequence_length > longest:
+        raise ConfigurationError(
+            f"spec.training.sequenceLength is {sequence_length}, but the model was made for at "
+            f"most {longest} tokens; lower it to {longest} or less"
+        )
+
+
+def check_weights(directory: Path, uri: str) -> dict[str, list[int]]:
+    """Shape of every tensor, read from the headers of the safetensors files.
+
+    Raises:
+        ModelError: a file is missing or broken, or the weights are not plain floats.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    shapes: dict[str, list[int]] = {}
+    for name in weight_files(directory, uri):
+        try:
+            with safe_open(directory / name, framework="np") as file:
+                for key in file.keys():  # noqa: SIM118 (not a dictionary)
+                    piece = file.get_slice(key)
+                    if piece.get_dtype() not in FLOATS:
+                        raise ModelError(
+                            f"{uri}: {key} in {name} has the number format {piece.get_dtype()}; "
+                            f"only {', '.join(FLOATS)} can be trained, use unquantised weights"
+                        )
+                    shapes[key] = list(piece.get_shape())
+        except (SafetensorError, OSError) as exc:
+            raise ModelError(
+                f"{uri}: {name} cannot be read ({exc}); it is damaged or incomplete, copy it anew"
+            ) from exc
+    return shapes
+
+
+def weight_files(directory: Path, uri: str) -> list[str]:
+    """Names of the safetensors files: those of the index, else all; raises ModelError."""
+    index = directory / "model.safetensors.index.json"
+    if index.exists():
+        try:
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError) as exc:
+            raise ModelError(f"{uri}: {index.name} is broken ({exc}); copy it anew") from exc
+        absent = [name for name in names if "/" in name or not (directory / name).is_file()]
+        if absent:
+            raise ModelError(
+                f"{uri}: {', '.join(absent)} is missing, which {index.name} lists; copy it there"
+            )
+        return names
+    if (directory / "model.safetensors").is_file():
+        return ["model.safetensors"]
+    return sorted(path.name for path in directory.glob("*.safetensors"))
+
+
+def _read_config(directory: Path, uri: str) -> Any:
+    """The model's configuration; it is foreign, so any error of the library is the model's."""
+    from transformers import AutoConfig
+
+    if not (directory / "config.json").is_file():
+        raise ModelError(
+            f"{uri}: there is no config.json, so this is no model in the layout of transformers; "
+            "point spec.model.uri at the directory that contains it"
+        )
+    try:
+        config = AutoConfig.from_pretrained(
+            directory, trust_remote_code=False, local_files_only=True
+        )
+    except Exception as exc:
+        if "trust_remote_code" in str(exc):
+            raise ModelError(
+                f"{uri} needs Python code of its own (auto_map in config.json), which is never "
+                "run here; use a model whose architecture is part of transformers"
+            ) from exc
+        raise ModelError(
+            f"{uri}: config.json cannot be used: {_first_line(exc)}; the model may be damaged or "
+            "newer than this trainer"
+        ) from exc
+    quantization = getattr(config, "quantization_config", None)
+    if quantization is not None:
+        raise ModelError(
+            f"{uri} is quantised (quantization_config in config.json), so its weights cannot be "
+            "trained; use the unquantised model"
+        )
+    return config
+
+
+def _count(config: Any, uri: str) -> tuple[str, int]:
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ModelError(
+            f"{uri} is of type {config.model_type}, which is no causal language model; only "
+            "models that continue text can be tuned"
+        )
+    declared = config.architectures or []
+    if declared and not any(
+        "CausalLM" in a or "LMHead" in a or "Conditional" in a for a in declared
+    ):
+        raise ModelError(
+            f"{uri} was saved as {declared[0]}, which is no causal language model; only models "
+            "that continue text can be tuned"
+        )
+    try:
+        with torch.device("meta"):  # shapes without memory
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except Exception as exc:
+        raise ModelError(
+            f"{uri}: config.json describes no model that can be built: {_first_line(exc)}"
+        ) from exc
+    return type(model).__name__, sum(p.numel() for p in model.parameters())
+
+
+def _first_line(exc: Exception) -> str:
+    return (str(exc).strip().splitlines() or [type(exc).__name__])[0]

@@ -1,0 +1,136 @@
+"""Stage 1, on CPU: `python -m finetune_trainer.prepare RUN_JSON`.
+
+Fetches and checks model and data, tokenises and packs, and leaves in the work directory everything
+that training needs. No GPU waits for any of this. Run again, it returns at once if it is complete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from finetune_api.outcome import Outcome, PrepareFacts
+from finetune_api.run_config import WORK_DATA, WORK_MODEL, WORK_PREPARE_FACTS, RunConfig
+from finetune_trainer.data.build import Built, build, efficiency
+from finetune_trainer.data.store import META, DataMeta
+from finetune_trainer.logs import say, warn
+from finetune_trainer.model.base import load_tokenizer, prepare_model
+from finetune_trainer.model.check import ModelInfo, check_length
+from finetune_trainer.outcome_file import load_run, stage
+from finetune_trainer.sources import FetchedData, FetchedModel, fetch_data, fetch_model
+
+
+def prepare(run: RunConfig) -> PrepareFacts:
+    """Fill the work directory; returns what training and the status need to know.
+
+    Raises:
+        ModelError, DataError, ConfigurationError: what to mend, and where.
+    """
+    work = Path(run.work_dir)
+    done = _already_done(run)
+    if done is not None:
+        say(f"{work} is already prepared for this run: {done.total_steps} steps")
+        return done
+    started = time.monotonic()
+    work.mkdir(parents=True, exist_ok=True)
+    _clear(work)
+    model = fetch_model(run.model)
+    info = prepare_model(model.path, work / WORK_MODEL, run.model.uri)
+    check_length(info, run.training.sequence_length)
+    tokenizer = load_tokenizer(work / WORK_MODEL, run.model.uri)
+    data = fetch_data(run.dataset)
+    built = build(run, data.files, tokenizer, info.vocabulary_size, work / WORK_DATA, run_hash(run))
+    facts = _facts(run, info, model, data, built)
+    _commit(work / WORK_PREPARE_FACTS, facts.model_dump_json(by_alias=True, indent=2))
+    say(f"prepared {facts.total_steps} steps in {time.monotonic() - started:.1f} s")
+    return facts
+
+
+def total_steps(run: RunConfig, sequences: int) -> int:
+    """Optimizer steps of the run; the last batch of the last epoch is filled up."""
+    training = run.training
+    if training.max_steps is not None:
+        return training.max_steps
+    epochs = training.epochs or 1
+    return max(1, math.ceil(epochs * sequences / training.global_batch_size))
+
+
+def run_hash(run: RunConfig) -> str:
+    """Identifies the run that the work directory was prepared for."""
+    return hashlib.sha256(run.model_dump_json(by_alias=True).encode()).hexdigest()
+
+
+def _already_done(run: RunConfig) -> PrepareFacts | None:
+    """The facts of an earlier, complete preparation for the same run."""
+    work = Path(run.work_dir)
+    try:
+        meta = DataMeta.model_validate_json((work / WORK_DATA / META).read_bytes())
+        facts = PrepareFacts.model_validate_json((work / WORK_PREPARE_FACTS).read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return None
+    return facts if meta.run_hash == run_hash(run) else None
+
+
+def _clear(work: Path) -> None:
+    """Remove what an interrupted or other preparation left; the commit mark first."""
+    (work / WORK_PREPARE_FACTS).unlink(missing_ok=True)
+    for name in (WORK_DATA, WORK_MODEL):
+        if (work / name).exists():
+            say(f"removing the unfinished {work / name}")
+            shutil.rmtree(work / name)
+
+
+def _facts(
+    run: RunConfig, info: ModelInfo, model: FetchedModel, data: FetchedData, built: Built
+) -> PrepareFacts:
+    train, held_out = built.meta.train, built.meta.eval
+    batch = run.training.global_batch_size
+    if train.sequences < batch:
+        warn(
+            f"there are only {train.sequences} sequences for a global batch of {batch}, so every "
+            "step sees some of them more than once; lower spec.training.globalBatchSize or "
+            "add data"
+        )
+    return PrepareFacts(
+        parameters=info.parameters,
+        architecture=info.architecture,
+        model_revision=model.revision,
+        dataset_revision=data.revision,
+        format=built.format,
+        examples=train.examples,
+        eval_examples=held_out.examples if held_out else 0,
+        tokens=train.tokens,
+        trained_tokens=train.trained_tokens,
+        sequences=train.sequences,
+        truncated_examples=built.truncated,
+        packing_efficiency=efficiency(built.meta),
+        total_steps=total_steps(run, train.sequences),
+    )
+
+
+def _commit(path: Path, text: str) -> None:
+    """Write all of it or nothing: the file says that everything beside it is complete."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def main(argv: list[str]) -> int:
+    """The entry point; a failure ends the process with the exit code of its class."""
+    with stage("prepare") as finish:
+        finish(Outcome(prepare=prepare(load_run(argv, "prepare"))))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
