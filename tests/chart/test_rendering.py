@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import json
 from pathlib import Path
@@ -28,6 +29,7 @@ from finetune_api import crd
 from finetune_api.crd import all_crds
 from finetune_api.profile import FineTuneProfile
 from finetune_api.v1alpha1 import FineTuneJob
+from finetune_operator.settings import PREFIX, Settings
 
 HOST = f"{RELEASE}.{NAMESPACE}.svc"
 DIGEST = f"sha256:{'ab' * 32}"
@@ -116,6 +118,17 @@ def test_the_operator_is_told_exactly_this(defaults: list[Manifest]) -> None:
         "FINETUNE_WATCH_NAMESPACES": "",
         "FINETUNE_LOG_FORMAT": "text",
     }
+
+
+def test_the_operator_understands_all_that_it_is_told(defaults: list[Manifest]) -> None:
+    told = {**environment(defaults), "FINETUNE_NAMESPACE": NAMESPACE}
+    assert Settings.from_env(told) == Settings(
+        namespace=NAMESPACE,
+        trainer_image="localhost/finetune-trainer:dev",
+        progress_url=f"https://{HOST}:8443",
+    )
+    known = {PREFIX + field.name.upper() for field in dataclasses.fields(Settings)}
+    assert told.keys() <= known
 
 
 def test_values_reach_the_operator() -> None:
@@ -267,6 +280,11 @@ def test_profiles_are_installed_as_they_are_given() -> None:
         manifest = only(rendered, "FineTuneProfile", str(profile["name"]))
         assert manifest["apiVersion"] == "finetune-operator.io/v1alpha1"
         assert manifest["spec"] == profile["spec"]
+
+
+def test_profiles_come_after_their_crd_even_in_the_first_release() -> None:
+    manifest = only(render({"profiles": [{"name": "standard", "spec": {}}]}), "FineTuneProfile")
+    assert manifest["metadata"]["annotations"]["helm.sh/hook"] == "post-install,post-upgrade"
 
 
 def test_prometheus_keeps_the_labels_that_name_the_job() -> None:
