@@ -38,7 +38,7 @@ def has_image(layout: Layout, number: int, reference: str) -> bool:
 
 def import_image(layout: Layout, number: int, archive: Path) -> None:
     """Put the image of an archive into a node's store."""
-    _ctr(layout, number, "images", "import", "--no-unpack=false", str(archive))
+    _ctr(layout, number, "images", "import", str(archive))
 
 
 def copy_image(layout: Layout, source: int, target: int, reference: str) -> None:
@@ -52,11 +52,14 @@ def copy_image(layout: Layout, source: int, target: int, reference: str) -> None
         raise ClusterError(f"copying {reference} to node-{target} failed: {result.stderr}")
 
 
-def image_digest(layout: Layout, number: int, reference: str) -> str:
-    """Return the digest of a node's image; empty if it has no such image."""
-    for line in _ctr(layout, number, "images", "list", f"name=={reference}").splitlines()[1:]:
-        return line.split()[2]
-    return ""
+def image_digests(layout: Layout, number: int) -> dict[str, str]:
+    """Return the images of a node that have a name of ours, with their digests."""
+    found = {}
+    for line in _ctr(layout, number, "images", "list").splitlines()[1:]:
+        reference, _, digest, *_ = line.split()
+        if not reference.startswith(("sha256:", "import-")) and "@" not in reference:
+            found[reference] = digest
+    return found
 
 
 def ensure_pause(layout: Layout, number: int, program: Path) -> None:

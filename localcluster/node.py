@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterable
 from pathlib import Path
 
-from localcluster import addons, cleanup, containers, network, nodeconfig, tools
+from localcluster import addons, cleanup, containers, images, network, nodeconfig, tools
 from localcluster.api import Api
 from localcluster.layout import ClusterError, Layout, State, write_atomically
 from localcluster.pki import component_kubeconfig
@@ -41,6 +41,7 @@ def start_all(layout: Layout, state: State, processes: Processes) -> None:
         _wait_for_containerd(layout, processes, number)
         containers.ensure_pause(layout, number, programs["pause"])
         _start_kubelet(layout, state, processes, number, programs["kubelet"])
+    images.synchronise(layout, state)
     api = Api(layout, state)
     addons.apply(api)
     addons.start_without_nodes(layout, state, processes, programs)
