@@ -133,6 +133,8 @@ def _waiting(status: Raw, container: Raw) -> str | None:
     waiting = (container.get("state") or {}).get("waiting") or {}
     if waiting.get("reason") not in (None, "ContainerCreating", "PodInitializing"):
         return f"{waiting['reason']}: {waiting.get('message', '')}".rstrip(": ")
+    if status.get("phase", "Pending") != "Pending":
+        return None
     for condition in status.get("conditions") or []:
         if condition["type"] == "PodScheduled" and condition["status"] == "False":
             return f"{condition.get('reason')}: {condition.get('message', '')}".rstrip(": ")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from trainer_builders import VOCABULARY_SIZE, tiny_model
 from finetune_api.run_config import RunConfig
 
 LENGTH = 32
+os.environ.setdefault("DS_ACCELERATOR", "cpu")  # for tests that import deepspeed themselves
 
 
 def arrays(
@@ -52,9 +54,11 @@ def arrays(
 def write_work(
     work: Path, train: dict[str, Any], held_out: dict[str, Any] | None, total_steps: int
 ) -> None:
-    """What prepare leaves: a tiny model, data and facts."""
-    if not (work / "model").exists():
-        tiny_model(work / "model", tie=True)
+    """What prepare leaves: a tiny model (made once for all of a directory), data and facts."""
+    shared = work.parent / "tiny-model"
+    if not shared.exists():
+        tiny_model(shared, tie=True)
+    shutil.copytree(shared, work / "model", dirs_exist_ok=True)
     for split, data in (("train", train), ("eval", held_out)):
         if data is not None:
             (work / "data" / split).mkdir(parents=True, exist_ok=True)
@@ -129,6 +133,70 @@ def run_config(work: Path, **changes: Any) -> RunConfig:
 
 
 LORA = {"rank": 4, "alpha": 8, "dropout": 0.0, "target_modules": ["all-linear"]}
+
+
+def examples(data: dict[str, Any], row: int) -> list[tuple[np.ndarray[Any, Any], Any]]:
+    """Tokens and labels of every example of a packed sequence, and of its padding."""
+    starts = np.flatnonzero(data["position_ids"][row] == 0)
+    ends = [*starts[1:], data["position_ids"].shape[1]]
+    return [
+        (data["input_ids"][row, a:b], data["labels"][row, a:b])
+        for a, b in zip(starts, ends, strict=True)
+    ]
+
+
+def summed_loss(model: Any, tokens: Any, labels: Any) -> tuple[Any, int]:
+    """Summed cross entropy of one example by itself, and the number of its learned tokens."""
+    import torch
+
+    ids = torch.tensor(tokens[None].astype(np.int64))
+    targets = torch.tensor(labels[1:].astype(np.int64))
+    logits = model(input_ids=ids).logits[0, :-1]
+    loss = torch.nn.functional.cross_entropy(logits, targets, ignore_index=-100, reduction="sum")
+    return loss, int((targets != -100).sum())
+
+
+def reference_losses(run: RunConfig, data: dict[str, Any], total_steps: int) -> list[float]:
+    """The losses of the same run by a plain loop: one process, one example at a time, no packing."""
+    import peft
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from finetune_trainer.schedule import learning_rate
+
+    told = run.training
+    torch.manual_seed(told.seed)
+    model = AutoModelForCausalLM.from_pretrained(Path(run.work_dir) / "model", dtype=torch.float32)
+    if run.lora:
+        lora = {"r": run.lora.rank, "lora_alpha": run.lora.alpha, "target_modules": "all-linear"}
+        model = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", **lora))
+    model.train()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [p for p in trained if p.ndim > 1], "weight_decay": told.weight_decay},
+            {"params": [p for p in trained if p.ndim == 1], "weight_decay": 0.0},
+        ],
+        betas=(0.9, 0.999),
+        eps=1e-8,
+    )
+    count, losses, order = len(data["input_ids"]), [], []
+    for epoch in range(-(-total_steps * told.global_batch_size // count)):
+        order += list(np.random.Generator(np.random.PCG64([told.seed, epoch])).permutation(count))
+    for step in range(total_steps):
+        batch = order[step * told.global_batch_size :][: told.global_batch_size]
+        found = [summed_loss(model, *example) for row in batch for example in examples(data, row)]
+        loss = sum(f[0] for f in found) / sum(f[1] for f in found)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, told.max_grad_norm)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(
+                step, total_steps, told.learning_rate, told.schedule, told.warmup_fraction
+            )
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
 
 
 @dataclass

@@ -1,0 +1,209 @@
+"""Wrong manifests, tried on a real API server: each refusal names the field and the fix."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+from kube import GROUP, Kube
+
+Json = dict[str, Any]
+
+GOOD: Json = {
+    "apiVersion": "finetune-operator.io/v1alpha1",
+    "kind": "FineTuneJob",
+    "metadata": {"name": "docs"},
+    "spec": {
+        "model": {"uri": "hf://HuggingFaceTB/SmolLM2-135M-Instruct"},
+        "dataset": {"uri": "pvc://team-data/docs.jsonl"},
+    },
+}
+STRICT = "?fieldValidation=Strict&dryRun=All"
+
+
+def attempt(kube: Kube, changes: Json) -> tuple[int, str]:
+    body = copy.deepcopy(GOOD)
+    for path, value in changes.items():
+        *parents, last = path.split(".")
+        target = body
+        for key in parents:
+            target = target.setdefault(key, {})
+        target[last] = value
+    path = f"{GROUP}/namespaces/default/finetunejobs{STRICT}"
+    code, answer = kube.call("POST", path, body)
+    return code, answer.get("message", "")
+
+
+def test_five_lines_are_enough(kube: Kube) -> None:
+    assert attempt(kube, {}) == (201, "")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"spec.zero": {"stage": 3}, "spec.workers": {"numNodes": 2, "numProcPerNode": 8}},
+        {"spec.training": {"maxSteps": 10, "microBatchSize": 2, "learningRate": 1e-3}},
+        {"spec.method": {"lora": {"targetModules": ["q_proj", "v_proj"]}}},
+        {"spec.method": {"tuning": "Full"}, "spec.output": {"uri": "pvc://models/docs"}},
+        {"spec.dataset": {"uri": "configmap://team-docs/docs.jsonl"}},
+        {"spec.dataset": {"uri": "hf://team/data/train.jsonl", "revision": "v1"}},
+        {"spec.model": {"uri": "pvc://team-models/llama", "secretRef": {"name": "hf-token"}}},
+    ],
+)
+def test_what_people_write_is_accepted(kube: Kube, changes: Json) -> None:
+    assert attempt(kube, changes) == (201, "")
+
+
+REFUSED: dict[str, tuple[Json, str, str]] = {
+    "zero nodes": (
+        {"spec.workers.numNodes": 0},
+        "spec.workers.numNodes",
+        "should be greater than or equal to 1",
+    ),
+    "unknown method": (
+        {"spec.method.tuning": "Magic"},
+        "spec.method.tuning",
+        'Unsupported value: "Magic": supported values: "Full", "LoRA"',
+    ),
+    "QLoRA with full tuning": (
+        {"spec.method": {"tuning": "Full", "quantization": "NF4"}},
+        "spec.method.quantization",
+        "unknown field",
+    ),
+    "LoRA settings with full tuning": (
+        {"spec.method": {"tuning": "Full", "lora": {"rank": 8}}},
+        "spec.method.lora",
+        "only for tuning: LoRA; remove spec.method.lora or set spec.method.tuning to LoRA",
+    ),
+    "LoRA rank 0": (
+        {"spec.method.lora": {"rank": 0}},
+        "spec.method.lora.rank",
+        "should be greater than or equal to 1",
+    ),
+    "all-linear beside other names": (
+        {"spec.method.lora": {"targetModules": ["all-linear", "q_proj"]}},
+        "spec.method.lora.targetModules",
+        "all-linear stands alone; remove it or the other names",
+    ),
+    "bad URI scheme of the model": (
+        {"spec.model.uri": "ftp://server/model"},
+        "spec.model.uri",
+        "must be hf://owner/name or pvc://claim/path/to/directory-or.gguf",
+    ),
+    "bad URI scheme of the dataset": (
+        {"spec.dataset.uri": "docs.jsonl"},
+        "spec.dataset.uri",
+        "must be hf://owner/name[/file], pvc://claim/path/file.jsonl or configmap://name/key",
+    ),
+    "path out of the volume": (
+        {"spec.dataset.uri": "pvc://team-data/../secrets.jsonl"},
+        "spec.dataset.uri",
+        "must not contain '.' or '..'",
+    ),
+    "output into a hub": (
+        {"spec.output": {"uri": "hf://team/model"}},
+        "spec.output.uri",
+        "must be pvc://claim/path",
+    ),
+    "negative learning rate": (
+        {"spec.training.learningRate": -1e-4},
+        "spec.training.learningRate",
+        "should be greater than 0",
+    ),
+    "both epochs and maxSteps": (
+        {"spec.training": {"epochs": 1, "maxSteps": 10}},
+        "spec.training",
+        "spec.training.epochs and spec.training.maxSteps exclude each other; remove one",
+    ),
+    "micro-batch larger than the batch": (
+        {"spec.training": {"globalBatchSize": 8, "microBatchSize": 16}},
+        "spec.training.microBatchSize",
+        "lower it or use Auto",
+    ),
+    "micro-batch that is a word": (
+        {"spec.training.microBatchSize": "big"},
+        "spec.training.microBatchSize",
+        "must be Auto or a whole number from 1 to 65536",
+    ),
+    "batch that the processes cannot share": (
+        {
+            "spec.training.globalBatchSize": 10,
+            "spec.workers": {"numNodes": 2, "numProcPerNode": 4},
+        },
+        "spec.training.globalBatchSize",
+        "must be a multiple of spec.workers.numNodes x spec.workers.numProcPerNode",
+    ),
+    "ZeRO stage 4": (
+        {"spec.zero.stage": 4},
+        "spec.zero.stage",
+        "must be Auto or one of 1, 2, 3",
+    ),
+    "merge of what is no adapter": (
+        {
+            "spec.method.tuning": "Full",
+            "spec.output": {"uri": "pvc://team-models/docs", "merge": True},
+        },
+        "spec.output.merge",
+        "only for spec.method.tuning: LoRA; remove it",
+    ),
+    "no model": ({"spec.model": None}, "spec.model", "Required value"),
+    "name too long for a Service": (
+        {"metadata.name": "a" * 49},
+        "metadata.name",
+        "must have at most 48 characters",
+    ),
+    "name that starts with a digit": (
+        {"metadata.name": "7b-model"},
+        "metadata.name",
+        "start with a letter",
+    ),
+    "misspelt field": (
+        {"spec.training.learning_rate": 1e-4},
+        "spec.training.learning_rate",
+        "unknown field",
+    ),
+    "half the data held out and more": (
+        {"spec.dataset.evalFraction": 0.6},
+        "spec.dataset.evalFraction",
+        "should be less than or equal to 0.5",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_wrong_manifest_is_refused_with_field_and_fix(kube: Kube, case: str) -> None:
+    changes, field, fix = REFUSED[case]
+    code, message = attempt(kube, changes)
+    assert code in (400, 422), message
+    assert field in message
+    assert fix in message
+
+
+def test_a_started_job_cannot_be_changed_and_another_can(kube: Kube) -> None:
+    jobs = f"{GROUP}/namespaces/default/finetunejobs"
+    merge = "application/merge-patch+json"
+    kube.create(jobs, GOOD)
+    change = {"spec": {"model": {"uri": "hf://other/model"}}}
+    assert kube.call("PATCH", f"{jobs}/docs", change, merge)[0] == 200
+    kube.patch(f"{jobs}/docs/status", {"status": {"startTime": "2026-11-22T06:00:00Z"}})
+    again = {"spec": {"model": {"uri": "hf://third/model"}}}
+    code, answer = kube.call("PATCH", f"{jobs}/docs", again, merge)
+    kube.delete(f"{jobs}/docs")
+    assert code == 422
+    assert (
+        "spec cannot be changed after the job has started; create a new FineTuneJob under "
+        "another name" in answer["message"]
+    )
+
+
+def test_a_profile_with_cuda_needs_gpus(kube: Kube) -> None:
+    body = {
+        "apiVersion": "finetune-operator.io/v1alpha1",
+        "kind": "FineTuneProfile",
+        "metadata": {"name": "none"},
+        "spec": {"node": {"accelerator": "CUDA", "gpusPerNode": 0}},
+    }
+    code, answer = kube.call("POST", f"{GROUP}/finetuneprofiles{STRICT}", body)
+    assert code == 422
+    assert "spec.node.gpusPerNode must be at least 1" in answer["message"]

@@ -1,0 +1,348 @@
+"""The operator against a real API server and Job controller. The test plays the kubelet (there is
+no node here): it says which pods run and with what their containers end. `make e2e` has the real one.
+"""
+
+from __future__ import annotations
+
+import signal
+from typing import TYPE_CHECKING, Any
+
+import builders
+import pytest
+import requests
+from finetune_api.progress import audience, status_path
+from kube import GROUP, Kube, eventually
+
+if TYPE_CHECKING:
+    from conftest import Operator
+
+Json = dict[str, Any]
+COUNT = iter(range(1000))
+
+
+@pytest.fixture
+def namespace(kube: Kube) -> str:
+    """A namespace of its own, where only restricted pods are let in."""
+    restricted = {"pod-security.kubernetes.io/enforce": "restricted"}
+    return kube.namespace(f"team-{next(COUNT)}", **restricted)
+
+
+def apply(kube: Kube, namespace: str, **spec: Any) -> None:
+    body = {
+        "apiVersion": "finetune-operator.io/v1alpha1",
+        "kind": "FineTuneJob",
+        "metadata": {"name": "docs"},
+        "spec": {
+            "model": {"uri": "hf://HuggingFaceTB/SmolLM2-135M-Instruct"},
+            "dataset": {"uri": "pvc://team-data/docs.jsonl"},
+            "workers": {"numNodes": 2},
+            **spec,
+        },
+    }
+    kube.create(f"{GROUP}/namespaces/{namespace}/finetunejobs", body)
+
+
+def pods(kube: Kube, namespace: str, job: str, count: int = 1) -> list[Json]:
+    """The pods of a stage, once the Job controller has made them."""
+
+    def found() -> list[Json] | None:
+        made = kube.pods(namespace, job)
+        return made if len(made) == count else None
+
+    made: list[Json] = eventually(f"{count} pods of {job}", found)
+    return made
+
+
+def phase(kube: Kube, namespace: str, wanted: str, seconds: float = 30) -> Json:
+    """The job, once it is in a phase."""
+
+    def reached() -> Json | None:
+        body = kube.job(namespace, "docs")
+        return body if body.get("status", {}).get("phase") == wanted else None
+
+    try:
+        body: Json = eventually(f"phase {wanted}", reached, seconds)
+    except AssertionError as error:
+        raise AssertionError(f"{error}; {kube.job(namespace, 'docs').get('status')}") from None
+    return body
+
+
+def to_training(kube: Kube, namespace: str) -> list[Json]:
+    """Play prepare; the two training pods."""
+    (prepare,) = pods(kube, namespace, "docs-prepare")
+    kube.run(prepare)
+    kube.end(prepare, 0, builders.OUTCOMES["prepare"].to_message())
+    return pods(kube, namespace, "docs-train-0", 2)
+
+
+def test_a_job_goes_from_apply_to_succeeded(
+    kube: Kube, operator: Operator, namespace: str
+) -> None:
+    apply(kube, namespace)
+    workers = to_training(kube, namespace)
+    assert phase(kube, namespace, "Starting")["status"]["resolved"] == {
+        "profile": "cpu",
+        "image": "example/trainer:1",
+        "numNodes": 2,
+        "numProcPerNode": 1,
+        "zeroStage": 1,
+        "microBatchSize": 8,
+        "gradientAccumulationSteps": 2,
+        "totalSteps": 40,
+        "modelRevision": "abc123",
+        "parameters": 134_515_008,
+    }
+    kube.run(workers[0])
+    assert phase(kube, namespace, "Starting")["status"]["phase"] == "Starting"
+    kube.run(workers[1])
+    phase(kube, namespace, "Running")
+    kube.end(workers[0], 0, builders.OUTCOMES["train"].to_message())
+    kube.end(workers[1], 0)
+    (export,) = pods(kube, namespace, "docs-export")
+    phase(kube, namespace, "Exporting")
+    kube.run(export)
+    kube.end(export, 0, builders.OUTCOMES["export"].to_message())
+    status = phase(kube, namespace, "Succeeded")["status"]
+    conditions = {c["type"]: c["status"] for c in status["conditions"]}
+    assert conditions == {
+        "Validated": "True",
+        "Prepared": "True",
+        "Trained": "True",
+        "Exported": "True",
+        "Complete": "True",
+        "Failed": "False",
+    }
+    assert status["output"] == {
+        "uri": "pvc://docs-work/output",
+        "digest": "sha256:" + "0" * 64,
+        "bytes": 1_000_000,
+        "evalLossBefore": 4.0,
+        "evalLossAfter": 2.0,
+    }
+    assert (status["progress"]["percent"], status["progress"]["activity"]) == (100, "Done")
+    events = kube.items(f"/api/v1/namespaces/{namespace}/events")
+    ours = [e["reason"] for e in events if e["involvedObject"]["kind"] == "FineTuneJob"]
+    assert sorted(ours) == sorted(["Preparing", "Starting", "Running", "Exporting", "Succeeded"])
+
+
+def test_both_worker_pods_are_made_within_two_seconds_of_the_end_of_prepare(
+    kube: Kube, operator: Operator, namespace: str
+) -> None:
+    apply(kube, namespace)
+    workers = to_training(kube, namespace)
+    assert [w["metadata"]["labels"]["finetune-operator.io/attempt"] for w in workers] == ["0", "0"]
+
+
+def test_a_killed_worker_fails_the_job_with_rank_node_and_last_lines(
+    kube: Kube, operator: Operator, namespace: str
+) -> None:
+    apply(kube, namespace)
+    workers = to_training(kube, namespace)
+    for worker in workers:
+        kube.run(worker)
+    phase(kube, namespace, "Running")
+    kube.end(workers[1], 137, "step 1\nstep 2")
+    kube.end(
+        workers[0], 205, builders.failure("PeerLost", "a peer is gone", 9e9, rank=0).to_message()
+    )
+    status = phase(kube, namespace, "Failed")["status"]
+    found = status["lastFailure"]
+    assert found.pop("time")
+    assert found == {
+        "class": "Killed",
+        "stage": "train",
+        "message": f"pod {workers[1]['metadata']['name']} was killed by signal 9",
+        "rank": 1,
+        "pod": workers[1]["metadata"]["name"],
+        "exitCode": 137,
+        "logTail": "step 1\nstep 2",
+    }
+
+
+def test_a_data_error_fails_the_job_at_once_with_the_line(
+    kube: Kube, operator: Operator, namespace: str
+) -> None:
+    apply(kube, namespace)
+    (prepare,) = pods(kube, namespace, "docs-prepare")
+    kube.run(prepare)
+    said = builders.failure("Data", "docs.jsonl, line 3: not JSON", 1.0)
+    kube.end(prepare, 11, said.to_message())
+    status = phase(kube, namespace, "Failed")["status"]
+    assert (status["message"], status["lastFailure"]["class"]) == (
+        "docs.jsonl, line 3: not JSON",
+        "Data",
+    )
+    assert len(kube.pods(namespace, "docs-prepare")) == 1
+
+
+def test_an_operator_that_was_away_catches_up(
+    kube: Kube, operator: Operator, namespace: str
+) -> None:
+    apply(kube, namespace)
+    (prepare,) = pods(kube, namespace, "docs-prepare")
+    operator.stop(signal.SIGKILL)
+    kube.run(prepare)
+    kube.end(prepare, 0, builders.OUTCOMES["prepare"].to_message())
+    operator.start()
+    assert len(pods(kube, namespace, "docs-train-0", 2)) == 2
+
+
+def test_a_job_is_deleted_with_all_it_made_while_the_operator_is_down(
+    kube: Kube, operator: Operator, namespace: str
+) -> None:
+    apply(kube, namespace)
+    to_training(kube, namespace)
+    operator.stop(signal.SIGKILL)
+    kube.delete(f"{GROUP}/namespaces/{namespace}/finetunejobs/docs")
+    selector = "?labelSelector=finetune-operator.io/job=docs"
+    paths = [
+        f"/apis/batch/v1/namespaces/{namespace}/jobs",
+        f"/api/v1/namespaces/{namespace}/pods",
+        f"/api/v1/namespaces/{namespace}/services",
+        f"/api/v1/namespaces/{namespace}/configmaps",
+        f"/apis/networking.k8s.io/v1/namespaces/{namespace}/networkpolicies",
+    ]
+
+    def left() -> list[str]:
+        return [i["metadata"]["name"] for path in paths for i in kube.items(path + selector)]
+
+    eventually("everything to be gone", lambda: not left(), 60)
+    # A claim is kept by Kubernetes while a pod that ran with it is still known; then it goes too.
+    claims = f"/api/v1/namespaces/{namespace}/persistentvolumeclaims"
+    eventually("the claim to go", lambda: not kube.items(claims + selector), 60)
+
+
+def test_an_object_that_is_not_ours_is_never_touched(
+    kube: Kube, operator: Operator, namespace: str
+) -> None:
+    path = f"/api/v1/namespaces/{namespace}/configmaps"
+    kube.create(path, {"metadata": {"name": "docs-run"}, "data": {"mine": "yes"}})
+    apply(kube, namespace)
+    status = phase(kube, namespace, "Pending")["status"]
+    assert status["message"] == (
+        "ConfigMap docs-run exists and does not belong to this job; delete it, or use another "
+        "job name"
+    )
+    found = kube.get(f"{path}/docs-run")
+    assert found is not None
+    assert found["data"] == {"mine": "yes"}
+
+
+class Reporter:
+    """A training pod's way to report: a token that the API server made for that pod and job."""
+
+    def __init__(self, kube: Kube, operator: Operator, namespace: str, pod: Json) -> None:
+        self._kube, self._operator, self._namespace = kube, operator, namespace
+        self.token = self.make_token(audience(namespace, "docs"), pod)
+
+    def make_token(self, wanted: str, pod: Json) -> str:
+        bound = {"kind": "Pod", "apiVersion": "v1", "name": pod["metadata"]["name"]}
+        bound["uid"] = pod["metadata"]["uid"]
+        account = f"/api/v1/namespaces/{self._namespace}/serviceaccounts/default"
+        spec = {"audiences": [wanted], "boundObjectRef": bound}
+        body = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec}
+        token: str = self._kube.create(f"{account}/token", body)["status"]["token"]
+        return token
+
+    def post(self, body: Any, token: str | None = None, job: str = "docs") -> tuple[int, str]:
+        url = f"https://127.0.0.1:{self._operator.progress_port}"
+        answer = requests.post(
+            url + status_path(self._namespace, job),
+            data=body if isinstance(body, bytes) else None,
+            json=None if isinstance(body, bytes) else body,
+            headers={"Authorization": f"Bearer {token or self.token}"},
+            verify=str(self._operator.ca),
+            timeout=10,
+        )
+        found = answer.json()
+        return answer.status_code, found.get("message", "")
+
+
+def report(percent: int, step: int, loss: float = 2.5) -> Json:
+    metrics = {"current_step": step, "total_steps": 40, "loss": loss, "tokens_per_second": 500}
+    return {
+        "trainerStatus": {
+            "progressPercentage": percent,
+            "estimatedRemainingSeconds": 60,
+            "metrics": [{"name": k, "value": str(v)} for k, v in metrics.items()],
+        }
+    }
+
+
+@pytest.fixture
+def reporter(kube: Kube, operator: Operator, namespace: str) -> Reporter:
+    apply(kube, namespace)
+    workers = to_training(kube, namespace)
+    for worker in workers:
+        kube.run(worker)
+    phase(kube, namespace, "Running")
+    return Reporter(kube, operator, namespace, workers[0])
+
+
+def test_a_report_moves_the_status_the_columns_and_the_metrics(
+    kube: Kube, operator: Operator, namespace: str, reporter: Reporter
+) -> None:
+    assert reporter.post(report(25, 10)) == (200, "")
+    progress = kube.job(namespace, "docs")["status"]["progress"]
+    assert progress.pop("lastUpdateTime")
+    assert progress == {
+        "attempt": 0,
+        "step": 10,
+        "totalSteps": 40,
+        "percent": 25,
+        "etaSeconds": 60,
+        "loss": 2.5,
+        "tokensPerSecond": 500,
+        "history": [{"step": 10, "loss": 2.5}],
+    }
+    labels = f'{{job="docs",namespace="{namespace}"}}'
+    found = operator.metrics()
+    shown = {
+        name: found[f"finetune_job_{name}{labels}"]
+        for name in ("step", "loss", "progress_percent", "eta_seconds", "tokens_per_second")
+    }
+    assert shown == {
+        "step": 10,
+        "loss": 2.5,
+        "progress_percent": 25,
+        "eta_seconds": 60,
+        "tokens_per_second": 500,
+    }
+
+
+def test_progress_survives_a_restart_of_the_operator(
+    kube: Kube, operator: Operator, namespace: str, reporter: Reporter
+) -> None:
+    assert reporter.post(report(50, 20)) == (200, "")
+    operator.stop(signal.SIGKILL)
+    operator.start()
+    name = f'finetune_job_step{{job="docs",namespace="{namespace}"}}'
+    eventually("the step in the metrics", lambda: operator.metrics().get(name) == 20)
+    assert kube.job(namespace, "docs")["status"]["progress"]["step"] == 20
+
+
+def test_who_may_not_report_is_told_so(
+    kube: Kube, namespace: str, reporter: Reporter
+) -> None:
+    (prepare,) = kube.pods(namespace, "docs-prepare")
+    worker = kube.pods(namespace, "docs-train-0")[0]
+    another_job = reporter.make_token(audience(namespace, "other"), worker)
+    not_training = reporter.make_token(audience(namespace, "docs"), prepare)
+    body = report(1, 1)
+    assert [
+        reporter.post(body, token="nonsense"),
+        reporter.post(body, token=another_job),
+        reporter.post(body, token=not_training),
+        reporter.post(b"x" * 70_000),
+        reporter.post(b"not json"),
+    ] == [
+        (403, "the token is not valid for this job"),
+        (403, "the token is not valid for this job"),
+        (403, "the token does not belong to a training pod of this job"),
+        (413, "the body is larger than 65536 bytes"),
+        (422, "not a trainer status: Invalid JSON: expected ident at line 1 column 2"),
+    ]
+
+
+def test_the_idle_operator_stays_under_100_megabytes(kube: Kube, operator: Operator) -> None:
+    assert operator.resident_bytes() < 100e6

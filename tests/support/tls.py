@@ -1,0 +1,18 @@
+"""A certificate for 127.0.0.1."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+
+def self_signed(directory: Path) -> None:
+    """Writes `tls.crt`, `tls.key` and `ca.crt`."""
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
+        + ["-subj", "/CN=finetune-operator", "-addext", "subjectAltName=IP:127.0.0.1"]
+        + ["-keyout", str(directory / "tls.key"), "-out", str(directory / "tls.crt")],
+        check=True,
+        capture_output=True,
+    )
+    (directory / "ca.crt").write_bytes((directory / "tls.crt").read_bytes())
