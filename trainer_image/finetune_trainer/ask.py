@@ -1,0 +1,90 @@
+"""Asks the base model and the tuned one the same question.
+
+`python -m finetune_trainer.ask MODEL_DIR QUESTION [--adapter DIR] [--max-new-tokens N]` prints
+`{"base": ..., "tuned": ...}`; `tuned` is there only with `--adapter`, which may also be the
+directory of a whole tuned model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.logs import set_up
+from finetune_trainer.model.base import load_tokenizer
+
+
+def ask(
+    model_dir: Path, question: str, adapter: Path | None, max_new_tokens: int
+) -> dict[str, str]:
+    """Greedy answers of the base model and, where `adapter` is given, of the tuned one."""
+    base = _load(model_dir)
+    tokenizer = load_tokenizer(model_dir, str(model_dir))
+    answers = {"base": answer(base, tokenizer, question, max_new_tokens)}
+    if adapter is not None:
+        if (adapter / "adapter_config.json").exists():
+            from peft import PeftModel
+
+            tuned = PeftModel.from_pretrained(base, adapter, local_files_only=True).eval()
+        else:
+            tuned = _load(adapter)
+        answers["tuned"] = answer(tuned, tokenizer, question, max_new_tokens)
+    return answers
+
+
+def answer(model: Any, tokenizer: Any, question: str, max_new_tokens: int) -> str:
+    """The most likely answer, in the model's own chat format where it has one."""
+    import torch
+
+    if tokenizer.chat_template is None:
+        inputs = tokenizer(question, return_tensors="pt")
+    else:
+        inputs = tokenizer.apply_chat_template(
+            [{"role": "user", "content": question}],
+            add_generation_prompt=True,
+            return_tensors="pt",
+            return_dict=True,
+        )
+    with torch.inference_mode():
+        output = model.generate(
+            input_ids=inputs["input_ids"],
+            attention_mask=inputs["attention_mask"],
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+        )
+    new = output[0][inputs["input_ids"].shape[1] :]
+    return str(tokenizer.decode(new, skip_special_tokens=True)).strip()
+
+
+def _load(directory: Path) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(
+        directory, dtype="auto", trust_remote_code=False, local_files_only=True
+    ).eval()
+
+
+def main(argv: list[str]) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m finetune_trainer.ask", description=__doc__)
+    parser.add_argument("model_dir", type=Path, help="directory of the base model")
+    parser.add_argument("question")
+    parser.add_argument("--adapter", type=Path, help="directory of the adapter or tuned model")
+    parser.add_argument("--max-new-tokens", type=int, default=64)
+    options = parser.parse_args(argv)
+    set_up()
+    try:
+        found = ask(options.model_dir, options.question, options.adapter, options.max_new_tokens)
+    except TrainerError as exc:
+        print(f"ask failed: {exc}", file=sys.stderr)
+        return 1
+    print(json.dumps(found, ensure_ascii=False))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
