@@ -67,7 +67,7 @@ class State:
             progress.GRAD_NORM: self.grad_norm,
             progress.TOKENS_PER_SECOND: self.tokens_per_second,
         }
-        metrics = [Metric(name=k, value=f"{v:.8g}") for k, v in numbers.items() if v is not None]
+        metrics = [Metric(name=k, value=f"{v:.10g}") for k, v in numbers.items() if v is not None]
         metrics.append(Metric(name=progress.ACTIVITY, value=self.activity))
         eta = None if self.eta_seconds is None else max(0, round(self.eta_seconds))
         status = TrainerStatus(
