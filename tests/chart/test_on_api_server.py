@@ -53,6 +53,7 @@ def installed(server: Path) -> Path:
 
 def helm(server: Path, verb: str, values: dict[str, Any]) -> None:
     arguments = [RELEASE, str(CHART), "--namespace", NAMESPACE, "--values", "-"]
+    arguments += ["--reset-values"] if verb == "upgrade" else []  # `{}` would mean: as before
     done = run_tool("helm", "--kubeconfig", str(server), verb, *arguments, stdin=json.dumps(values))
     assert done.returncode == 0, done.stderr
 

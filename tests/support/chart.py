@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import shutil
@@ -29,15 +30,15 @@ def helm_template(
     chart: Path = CHART,
 ) -> subprocess.CompletedProcess[str]:
     """`helm template`; the values are given as a user's file would."""
-    return run_tool(
-        "helm",
-        "template",
-        release,
-        str(chart),
-        *("--namespace", NAMESPACE, "--values", "-", *KUBERNETES),
-        *options,
-        stdin=json.dumps(values or {}),
-    )
+    return _helm_template(json.dumps(values or {}), options, release, chart)
+
+
+@functools.cache
+def _helm_template(
+    values: str, options: tuple[str, ...], release: str, chart: Path
+) -> subprocess.CompletedProcess[str]:
+    where = ("--namespace", NAMESPACE, "--values", "-", *KUBERNETES)
+    return run_tool("helm", "template", release, str(chart), *where, *options, stdin=values)
 
 
 def render(
