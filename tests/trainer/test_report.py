@@ -137,9 +137,7 @@ def test_a_step_count_beyond_a_million_is_sent_whole() -> None:
         ("Done", 240, 100),
     ],
 )
-def test_percent_is_rounded_down_and_100_means_done(
-    activity: Any, step: int, percent: int
-) -> None:
+def test_percent_is_rounded_down_and_100_means_done(activity: Any, step: int, percent: int) -> None:
     assert replace(STATE, activity=activity, step=step).percent == percent
 
 
@@ -256,7 +254,9 @@ def test_a_server_that_its_ca_does_not_vouch_for_gets_no_token(
     url, handler = server
     token, ca = tmp_path / "token", tmp_path / "other.crt"
     token.write_text("secret")
-    command = f"openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=x -keyout /dev/null -out {ca}"
+    command = (
+        f"openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=x -keyout /dev/null -out {ca}"
+    )
     subprocess.run(command.split(), check=True, capture_output=True)
     with pytest.raises(ssl.SSLCertVerificationError):
         HttpsTransport(url, token, ca)("{}")

@@ -77,7 +77,10 @@ def test_deepspeed_knows_every_key_and_reads_the_values_as_meant(
     config = deepspeed_config(run(zero_stage=stage, accelerator=accelerator, precision="BF16"))
     known = {value for value in vars(constants).values() if isinstance(value, str)}
     assert set(config) - known <= {"bf16", "zero_optimization"}
-    for section, kind in (("bf16", DeepSpeedBF16Config), ("zero_optimization", DeepSpeedZeroConfig)):
+    for section, kind in (
+        ("bf16", DeepSpeedBF16Config),
+        ("zero_optimization", DeepSpeedZeroConfig),
+    ):
         names = {n for k, f in kind.model_fields.items() for n in (k, f.alias)}
         assert set(config[section]) <= names
 

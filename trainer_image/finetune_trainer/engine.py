@@ -74,7 +74,7 @@ def build(run: RunConfig, gang: Gang) -> Engine:
     flat = base.config._attn_implementation == "flash_attention_2"
     engine = Engine(wrapped, model, optimizer, flat, keep_alive)
     if run.training.packing:
-        _check_separation(engine, gang)
+        check_separation(wrapped.module, gang.device)
     return engine
 
 
@@ -122,26 +122,29 @@ def _optimizer(model: nn.Module, run: RunConfig) -> torch.optim.Optimizer:
 
 
 @torch.no_grad()
-def _check_separation(engine: Engine, gang: Gang) -> None:
+def check_separation(module: SummedLoss, device: torch.device) -> None:
     """Prove on the loaded model that one packed example cannot see the one before it.
 
     Two sequences that differ in their first example only must give the same predictions for the
     second. Not every architecture keeps them apart: recurrent ones carry a state along.
+
+    Raises:
+        ConfigurationError: it does not.
     """
     length = 8
-    positions = torch.arange(length).repeat(2)[None].to(gang.device)
-    keep = torch.arange(length, 2 * length).to(gang.device)
-    vocabulary = engine.model.config.get_text_config().vocab_size
+    positions = torch.arange(length).repeat(2)[None].to(device)
+    keep = torch.arange(length, 2 * length).to(device)
+    vocabulary = module.model.config.get_text_config().vocab_size
     second = torch.arange(length)
-    engine.deepspeed.eval()
+    module.eval()
     seen = []
     for first in (torch.arange(length) + 1, torch.arange(length) + 11):
-        ids = torch.cat((first, second)).remainder(vocabulary)[None].to(gang.device)
-        seen.append(engine.deepspeed.module.logits(ids, positions, keep).float())
-    engine.deepspeed.train()
+        ids = torch.cat((first, second)).remainder(vocabulary)[None].to(device)
+        seen.append(module.logits(ids, positions, keep).float())
+    module.train()
     apart = (seen[0] - seen[1]).abs().max().item()
     if apart > 1e-3 * max(1.0, seen[0].abs().max().item()):
         raise ConfigurationError(
-            f"{type(engine.model).__name__} does not keep examples apart that are packed into one "
+            f"{type(module.model).__name__} does not keep examples apart that are packed into one "
             "sequence; set spec.training.packing: false"
         )
