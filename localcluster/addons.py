@@ -31,23 +31,15 @@ def storage_class() -> Object:
     }
 
 
-def dns_role() -> Object:
-    """Return what CoreDNS may read."""
+def role(name: str, rules: list[tuple[str, list[str], list[str]]]) -> Object:
+    """Return a ClusterRole; each rule is an API group, resources and verbs."""
     return {
         "apiVersion": "rbac.authorization.k8s.io/v1",
         "kind": "ClusterRole",
-        "metadata": {"name": "system:coredns"},
+        "metadata": {"name": name},
         "rules": [
-            {
-                "apiGroups": [""],
-                "resources": ["endpoints", "services", "pods", "namespaces"],
-                "verbs": ["list", "watch"],
-            },
-            {
-                "apiGroups": ["discovery.k8s.io"],
-                "resources": ["endpointslices"],
-                "verbs": ["list", "watch"],
-            },
+            {"apiGroups": [group], "resources": resources, "verbs": verbs}
+            for group, resources, verbs in rules
         ],
     }
 
@@ -90,11 +82,25 @@ def corefile(layout: Layout, state: State) -> str:
 
 def apply(api: Api) -> None:
     """Create the objects that the parts below need, and the StorageClass."""
-    api.apply(f"{_RBAC}/clusterroles", dns_role())
-    bindings = f"{_RBAC}/clusterrolebindings"
-    api.apply(bindings, binding("system:coredns", "system:coredns", "system:coredns"))
-    role = "system:persistent-volume-provisioner"
-    api.apply(bindings, binding("localcluster:provisioner", role, "system:provisioner"))
+    dns, volumes = "system:coredns", "localcluster:provisioner"
+    reading = ["list", "watch"]
+    for wanted in (
+        role(
+            dns,
+            [
+                ("", ["endpoints", "services", "pods", "namespaces"], reading),
+                ("discovery.k8s.io", ["endpointslices"], reading),
+            ],
+        ),
+        role(volumes, [("", ["nodes"], ["get", *reading])]),
+    ):
+        api.apply(f"{_RBAC}/clusterroles", wanted)
+    for name, granted, user in (
+        (dns, dns, "system:coredns"),
+        (f"{volumes}-nodes", volumes, "system:provisioner"),
+        (f"{volumes}-volumes", "system:persistent-volume-provisioner", "system:provisioner"),
+    ):
+        api.apply(f"{_RBAC}/clusterrolebindings", binding(name, granted, user))
     api.apply("/apis/storage.k8s.io/v1/storageclasses", storage_class())
 
 
