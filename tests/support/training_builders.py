@@ -157,7 +157,7 @@ def summed_loss(model: Any, tokens: Any, labels: Any) -> tuple[Any, int]:
 
 
 def reference_losses(run: RunConfig, data: dict[str, Any], total_steps: int) -> list[float]:
-    """The losses of the same run by a plain loop: one process, one example at a time, no packing."""
+    """The losses of the same run by a plain loop: one process, one example at a time."""
     import peft
     import torch
     from transformers import AutoModelForCausalLM
