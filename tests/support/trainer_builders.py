@@ -95,3 +95,65 @@ def tiny_model(
     LlamaForCausalLM(config).save_pretrained(directory)
     tiny_tokenizer(template).save_pretrained(directory)
     return directory
+
+
+def a_run(work: Path, model: Path, data: Path, **changes):  # type: ignore[no-untyped-def]
+    """A complete run on mounted paths; `changes` go to the fields of RunConfig or its training."""
+    from finetune_api.run_config import LoraConfig, RunConfig, SourceConfig, TrainingConfig
+
+    training = {
+        "epochs": 1.0,
+        "max_steps": None,
+        "learning_rate": 2e-4,
+        "schedule": "Cosine",
+        "warmup_fraction": 0.03,
+        "weight_decay": 0.0,
+        "max_grad_norm": 1.0,
+        "global_batch_size": 4,
+        "micro_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "sequence_length": 128,
+        "packing": True,
+        "precision": "FP32",
+        "gradient_checkpointing": False,
+        "seed": 42,
+    }
+    training |= {key: changes.pop(key) for key in list(changes) if key in training}
+    fields = {
+        "namespace": "team-a",
+        "name": "docs",
+        "uid": "0000",
+        "model": SourceConfig(uri="pvc://models/tiny", path=str(model)),
+        "dataset": SourceConfig(uri=f"pvc://data/{data.name}", path=str(data)),
+        "dataset_format": "Auto",
+        "eval_fraction": 0.2,
+        "objective": "SFT",
+        "tuning": "LoRA",
+        "lora": LoraConfig(rank=4, alpha=8, dropout=0.0, target_modules=["all-linear"]),
+        "training": TrainingConfig(**training),
+        "num_nodes": 1,
+        "num_proc_per_node": 1,
+        "zero_stage": 1,
+        "accelerator": "CPU",
+        "work_dir": str(work),
+        "output_uri": "pvc://models/docs",
+        "output_dir": str(work / "output"),
+        "merge": False,
+    }
+    return RunConfig(**(fields | changes))
+
+
+def write_jsonl(path: Path, *records: object) -> Path:
+    """A file of JSON lines."""
+    import json
+
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    return path
+
+
+def questions(count: int) -> list[dict[str, str]]:
+    """Examples of format Instruction, all different."""
+    return [
+        {"prompt": f"What is {i} plus {i}?", "completion": f"{i} plus {i} is {2 * i}."}
+        for i in range(count)
+    ]
