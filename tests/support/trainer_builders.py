@@ -97,7 +97,7 @@ def tiny_model(
     return directory
 
 
-def a_run(work: Path, model: Path, data: Path, **changes):  # type: ignore[no-untyped-def]
+def a_run(work: Path, model: Path, data: Path, /, **changes):  # type: ignore[no-untyped-def]
     """A complete run on mounted paths; `changes` go to the fields of RunConfig or its training."""
     from finetune_api.run_config import LoraConfig, RunConfig, SourceConfig, TrainingConfig
 
@@ -157,3 +157,55 @@ def questions(count: int) -> list[dict[str, str]]:
         {"prompt": f"What is {i} plus {i}?", "completion": f"{i} plus {i} is {2 * i}."}
         for i in range(count)
     ]
+
+
+LOSSES = [
+    {"step": 0, "evalLoss": 3.0},
+    {"step": 1, "loss": 3.1, "learningRate": 1e-4, "gradNorm": 1.0, "tokensPerSecond": 100.0},
+    {"step": 2, "loss": 2.4, "learningRate": 2e-4, "gradNorm": 1.0, "tokensPerSecond": 100.0},
+    {"step": 3, "loss": 1.5, "learningRate": 0.0, "gradNorm": 1.0, "tokensPerSecond": 100.0},
+    {"step": 3, "evalLoss": 2.0},
+]
+
+
+def trained(run):  # type: ignore[no-untyped-def]
+    """What a training of three steps leaves in a prepared work directory; returns `result`.
+
+    The weights are changed by random numbers: they only have to be other than before.
+    """
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    from finetune_api.outcome import TrainFacts
+
+    work = Path(run.work_dir)
+    write_jsonl(work / "losses.jsonl", *LOSSES)
+    facts = TrainFacts(
+        step=3,
+        total_steps=3,
+        loss=1.5,
+        eval_loss_before=3.0,
+        eval_loss_after=2.0,
+        tokens=1000,
+        tokens_per_second=100.0,
+        duration_seconds=10.0,
+    )
+    (work / "train.json").write_text(facts.model_dump_json(by_alias=True))
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_pretrained(work / "model")
+    if run.lora is not None:
+        modules = run.lora.target_modules
+        settings = LoraConfig(
+            r=run.lora.rank,
+            lora_alpha=run.lora.alpha,
+            target_modules=modules[0] if modules == ["all-linear"] else modules,
+            task_type="CAUSAL_LM",
+        )
+        model = get_peft_model(model, settings)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if run.lora is None or "lora_B" in name:
+                parameter += 0.05 * torch.randn_like(parameter)
+    model.save_pretrained(work / "result")
+    return work / "result"

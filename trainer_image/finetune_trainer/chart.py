@@ -46,11 +46,11 @@ def read_history(path: Path) -> History:
 
 
 def smooth(points: Points) -> Points:
-    """The median over a window of a fortieth of the points to both sides: outliers vanish."""
+    """The mean over a window that reaches a fortieth of the points to both sides."""
     reach = max(1, len(points) // SMOOTHING_PARTS)
     values = [value for _, value in points]
     return [
-        (step, statistics.median(values[max(0, i - reach) : i + reach + 1]))
+        (step, statistics.fmean(values[max(0, i - reach) : i + reach + 1]))
         for i, (step, _) in enumerate(points)
     ]
 
@@ -78,11 +78,14 @@ def draw(history: History, title: str, path: Path) -> None:
         axes.grid(color="#e4e7eb", linewidth=0.8)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
+    figure.align_ylabels()
     figure.savefig(path, dpi=150, metadata={"Software": None})
     pyplot.close(figure)
 
 
 def _loss(axes: Any, history: History) -> None:
+    from matplotlib.patheffects import withStroke
+
     steps, values = _axes(history.loss)
     few = len(values) < SMOOTHING_PARTS
     marker = "o" if few else None
@@ -102,6 +105,7 @@ def _loss(axes: Any, history: History) -> None:
                 f"{value:.3f}", (step, value), xytext=(0, 9), textcoords="offset points",
                 ha="left" if step == history.eval_loss[0][0] else "right",
                 color="#d1495b", fontsize=10, fontweight="bold",
+                path_effects=[withStroke(linewidth=3, foreground="white")],
             )  # fmt: skip
     axes.margins(y=0.15)
     axes.set_ylabel("loss (nats per learned token)")
