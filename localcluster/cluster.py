@@ -85,7 +85,7 @@ def down(layout: Layout, *, purge: bool) -> None:
         processes = Processes(layout)
         numbers = range(1, MAX_NODES + 1)
         node.stop(layout, processes, numbers)
-        processes.stop(*processes.names())
+        processes.stop(*processes.names(), patience=2)  # its data goes too: no need to be gentle
         processes.sweep()
         if os.geteuid() == 0:
             cleanup.cleanup(layout, numbers)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from pathlib import Path
 
 from localcluster import addons, cleanup, containers, images, network, nodeconfig, tools
-from localcluster.api import Api
+from localcluster.api import Api, Object
 from localcluster.layout import ClusterError, Layout, State, write_atomically
 from localcluster.pki import component_kubeconfig
 from localcluster.processes import Processes
@@ -32,6 +33,7 @@ def start_all(layout: Layout, state: State, processes: Processes) -> None:
     """Start what does not run of all nodes; wait until they are Ready."""
     programs = tools.ensure(tools.NODE)
     numbers = range(1, state.nodes + 1)
+    began, new_kubelets = datetime.now(UTC).replace(microsecond=0), set[int]()
     network.write_resolv_conf(layout)
     layout.volumes.mkdir(exist_ok=True)
     restarted = [n for n in numbers if _start_containerd(layout, state, processes, n)]
@@ -40,7 +42,8 @@ def start_all(layout: Layout, state: State, processes: Processes) -> None:
     for number in numbers:
         _wait_for_containerd(layout, processes, number)
         containers.ensure_pause(layout, number, programs["pause"])
-        _start_kubelet(layout, state, processes, number, programs["kubelet"])
+        if _start_kubelet(layout, state, processes, number, programs["kubelet"]):
+            new_kubelets.add(number)
     images.synchronise(layout, state)
     api = Api(layout, state)
     addons.apply(api)
@@ -49,7 +52,9 @@ def start_all(layout: Layout, state: State, processes: Processes) -> None:
         _wait_until_registered(api, layout, processes, number)
     addons.start_proxy(layout, state, processes, programs)
     for number in numbers:
-        _wait_until_ready(api, layout, processes, number)
+        # A kubelet that crashed has left a Ready that means nothing any more.
+        since = began if number in new_kubelets else datetime.fromtimestamp(0, UTC)
+        _wait_until_ready(api, layout, processes, number, since)
         set_gpus(api, number, state.gpus)
     addons.wait_until_ready(layout, state, processes)
 
@@ -82,10 +87,10 @@ def _wait_for_containerd(layout: Layout, processes: Processes, number: int) -> N
 
 def _start_kubelet(
     layout: Layout, state: State, processes: Processes, number: int, program: Path
-) -> None:
+) -> bool:
     name = kubelet_name(number)
     if processes.alive(name):
-        return
+        return False
     cleanup.make_cgroup(layout.cgroup(number))
     config = layout.node(number) / "kubelet.json"
     write_atomically(config, nodeconfig.kubelet(layout, state, number))
@@ -98,7 +103,7 @@ def _start_kubelet(
         f"--node-ip={state.addresses.node(number)}",
         "--v=1",
     ]
-    processes.start(name, command, in_netns=True)
+    return processes.start(name, command, in_netns=True)
 
 
 def _wait_until_registered(api: Api, layout: Layout, processes: Processes, number: int) -> None:
@@ -112,17 +117,22 @@ def _wait_until_registered(api: Api, layout: Layout, processes: Processes, numbe
     )
 
 
-def _is_ready(api: Api, number: int) -> bool:
-    found = api.get(f"/api/v1/nodes/node-{number}")
-    conditions = found["status"].get("conditions", []) if found else []
-    return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
+def is_ready(node: Object, since: datetime) -> bool:
+    """Say whether a node is Ready by a report that is not older than a moment."""
+    for condition in node.get("status", {}).get("conditions", []):
+        if condition["type"] == "Ready" and condition["status"] == "True":
+            return datetime.fromisoformat(condition["lastHeartbeatTime"]) >= since
+    return False
 
 
-def _wait_until_ready(api: Api, layout: Layout, processes: Processes, number: int) -> None:
+def _wait_until_ready(
+    api: Api, layout: Layout, processes: Processes, number: int, since: datetime
+) -> None:
     name = kubelet_name(number)
+    path = f"/api/v1/nodes/node-{number}"
     wait_for(
         f"node-{number} to be Ready",
-        lambda: _is_ready(api, number),
+        lambda: is_ready(api.get(path) or {}, since),
         timeout=120,
         logs=(layout.log(name), layout.log(containerd_name(number))),
         alive=lambda: processes.alive(name),

@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import venv
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from localcluster import overlay
 from localcluster.layout import ClusterError, cache_directory, locked
 
 MODULE = Path(__file__).parent / "tools"
@@ -31,6 +33,8 @@ class Tool:
 
     package: str
     settings: tuple[str, ...] = ()
+    source: str = ""  # where the package's files come from, if not from its own folder
+    dropped: str = ""  # the import that is left out of them (see overlay.py)
 
 
 def kubernetes_version(go_mod: str) -> str:
@@ -69,7 +73,11 @@ def all_tools() -> dict[str, Tool]:
         "buildkitd": Tool("github.com/moby/buildkit/cmd/buildkitd"),
         "buildctl": Tool("github.com/moby/buildkit/cmd/buildctl"),
         "helm": Tool("helm.sh/helm/v3/cmd/helm"),
-        "promtool": Tool("github.com/prometheus/prometheus/cmd/promtool"),
+        "promtool": Tool(
+            "./promtool",
+            source="github.com/prometheus/prometheus/cmd/promtool",
+            dropped="github.com/prometheus/prometheus/plugins",
+        ),
         "kind": Tool("sigs.k8s.io/kind"),
         "kubeconform": Tool("github.com/yannh/kubeconform/cmd/kubeconform"),
     }
@@ -145,15 +153,20 @@ def _build(name: str, target: Path, progress: str) -> None:
     environment = {**os.environ, "CGO_ENABLED": "0"}
     _say(f"building {name} {progress}...")
     began = time.monotonic()
-    result = subprocess.run(
-        [*command, "-o", str(temporary), tool.package],
-        cwd=MODULE,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        if tool.source:
+            place = MODULE / tool.package
+            found = overlay.write(go, place, tool.source, tool.dropped, Path(folder))
+            command += ["-overlay", str(found)]
+        result = subprocess.run(
+            [*command, "-o", str(temporary), tool.package],
+            cwd=MODULE,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
     if result.returncode:
         temporary.unlink(missing_ok=True)
         lines = [line for line in result.stdout.splitlines() if "downloading" not in line]
