@@ -36,8 +36,10 @@ def kube(kubeconfig: Path) -> Kube:
         found.create(crds, yaml.safe_load(path.read_text()))
     eventually(
         "our kinds to be served",
-        lambda: found.call("GET", "/apis/finetune-operator.io/v1alpha1/finetunejobs")[0] == 200
-        and found.call("GET", "/apis/finetune-operator.io/v1alpha1/finetuneprofiles")[0] == 200,
+        lambda: (
+            found.call("GET", "/apis/finetune-operator.io/v1alpha1/finetunejobs")[0] == 200
+            and found.call("GET", "/apis/finetune-operator.io/v1alpha1/finetuneprofiles")[0] == 200
+        ),
     )
     found.create(
         "/apis/finetune-operator.io/v1alpha1/finetuneprofiles",

@@ -1,5 +1,5 @@
 """The operator against a real API server and Job controller. The test plays the kubelet (there is
-no node here): it says which pods run and with what their containers end. `make e2e` has the real one.
+no node here): it says which pods run and with what their containers end; `make e2e` has a real one.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import builders
 import pytest
 import requests
-from finetune_api.progress import audience, status_path
 from kube import GROUP, Kube, eventually
+
+from finetune_api.progress import audience, status_path
 
 if TYPE_CHECKING:
     from conftest import Operator
@@ -75,9 +76,7 @@ def to_training(kube: Kube, namespace: str) -> list[Json]:
     return pods(kube, namespace, "docs-train-0", 2)
 
 
-def test_a_job_goes_from_apply_to_succeeded(
-    kube: Kube, operator: Operator, namespace: str
-) -> None:
+def test_a_job_goes_from_apply_to_succeeded(kube: Kube, operator: Operator, namespace: str) -> None:
     apply(kube, namespace)
     workers = to_training(kube, namespace)
     assert phase(kube, namespace, "Starting")["status"]["resolved"] == {
@@ -321,9 +320,7 @@ def test_progress_survives_a_restart_of_the_operator(
     assert kube.job(namespace, "docs")["status"]["progress"]["step"] == 20
 
 
-def test_who_may_not_report_is_told_so(
-    kube: Kube, namespace: str, reporter: Reporter
-) -> None:
+def test_who_may_not_report_is_told_so(kube: Kube, namespace: str, reporter: Reporter) -> None:
     (prepare,) = kube.pods(namespace, "docs-prepare")
     worker = kube.pods(namespace, "docs-train-0")[0]
     another_job = reporter.make_token(audience(namespace, "other"), worker)

@@ -1,0 +1,32 @@
+"""Every example is a valid manifest that the operator can plan."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from finetune_api.profile import FineTuneProfile
+from finetune_api.v1alpha1 import FineTuneJob
+from finetune_operator.plan import Snapshot, make_snapshot
+
+EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*-*"))
+
+
+def test_all_examples_are_found() -> None:
+    assert [example.name for example in EXAMPLES] == ["01-first-job"]
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
+def test_an_example_fits_its_profile(example: Path) -> None:
+    job = FineTuneJob.parse(yaml.safe_load((example / "job.yaml").read_text()))
+    profile = yaml.safe_load((example / "profile.yaml").read_text())
+    name = profile["metadata"]["name"]
+    found = make_snapshot(job.spec, {name: FineTuneProfile.parse(profile).spec}, "image")
+    assert isinstance(found, Snapshot), found
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
+def test_an_example_has_a_readme(example: Path) -> None:
+    assert (example / "README.md").read_text().startswith("# ")
