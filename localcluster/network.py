@@ -30,12 +30,17 @@ def _inside(layout: Layout, *command: str, text: str | None = None) -> str:
     return _run("nsenter", f"--net=/run/netns/{layout.netns}", *command, text=text)
 
 
+def overlapping(candidate: str, used: Iterable[str]) -> bool:
+    """Say whether a network overlaps one of those in use."""
+    wanted = ipaddress.IPv4Network(candidate)
+    return any(wanted.overlaps(ipaddress.IPv4Network(text, strict=False)) for text in used)
+
+
 def choose_block(used: Iterable[str]) -> int:
     """Return the first block of addresses that overlaps no network in use."""
-    networks = [ipaddress.ip_network(text, strict=False) for text in used]
+    networks = list(used)
     for block in BLOCKS:
-        candidate = ipaddress.ip_network(Addresses(block).everything)
-        if not any(candidate.overlaps(network) for network in networks if network.version == 4):
+        if not overlapping(Addresses(block).everything, networks):
             return block
     raise ClusterError("no free address range between 10.100.0.0/16 and 10.199.0.0/16")
 
@@ -83,11 +88,17 @@ def ensure(layout: Layout, state: State) -> None:
     # One lock for all directories: the range has to be routed before another cluster chooses.
     with locked(cache_directory() / "network.lock"):
         exists = Path(f"/run/netns/{layout.netns}").exists()
-        if exists and (state.block is None or layout.host_link not in _links(layout, False)):
+        linked = layout.host_link in _links(layout, False)
+        if exists != linked or (exists and state.block is None):
             remove(layout)  # of a cluster that was not taken down properly
             exists = False
         if state.block is None:
             state.block = choose_block(_networks_in_use())
+        elif not exists and overlapping(state.addresses.everything, _networks_in_use()):
+            raise ClusterError(
+                f"{state.addresses.everything} was this cluster's, but the machine uses it for "
+                f"something else by now: `python -m localcluster down --dir {layout.directory}`"
+            )
         if not exists:
             _make_namespace(layout, state.addresses)
         _run("sysctl", "-qw", "net.ipv4.ip_forward=1")
@@ -97,8 +108,6 @@ def ensure(layout: Layout, state: State) -> None:
 
 
 def _make_namespace(layout: Layout, addresses: Addresses) -> None:
-    if layout.host_link in _links(layout, False):
-        _run("ip", "link", "delete", layout.host_link)
     _run("ip", "netns", "add", layout.netns)
     mtu = ("mtu", _mtu())
     peer = ("peer", "name", layout.inner_link, *mtu, "netns", layout.netns)
