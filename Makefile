@@ -59,6 +59,10 @@ test: check ## Everything but the kubelet: the operator against a real API serve
 e2e: ## The whole main job on a real kubelet, and what happens when it is disturbed
 	@$(DEV); $$V/bin/python $(PYTEST) -m e2e tests/e2e
 
+.PHONY: bench-operator
+bench-operator: ## How soon the operator acts and what memory it needs: build/bench/operator.json
+	@$(DEV); PYTHONPATH=$(PYTHONPATH):tests/support:. $$V/bin/python bench/operator_speed.py
+
 .PHONY: generate
 generate: ## Write the generated files: CRDs, also those in the chart
 	@$(DEV); $$V/bin/python -m finetune_api.crd crds; $$V/bin/python -m finetune_api.crd charts/finetune-operator/files/crds

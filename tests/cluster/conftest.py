@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import requests
-import yaml
 from apiserver import kubeconfig
-from kube import Kube, eventually
-from tls import self_signed
+from kube import Kube
+from operator_process import Operator, install_api
 
-ROOT = Path(__file__).parents[2]
 __all__ = ["kubeconfig"]
 
 
@@ -31,91 +24,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def kube(kubeconfig: Path) -> Kube:
     """The API server with our CRDs and a default profile for CPU nodes."""
     found = Kube(kubeconfig)
-    crds = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
-    for path in sorted((ROOT / "crds").glob("*.yaml")):
-        found.create(crds, yaml.safe_load(path.read_text()))
-    eventually(
-        "our kinds to be served",
-        lambda: (
-            found.call("GET", "/apis/finetune-operator.io/v1alpha1/finetunejobs")[0] == 200
-            and found.call("GET", "/apis/finetune-operator.io/v1alpha1/finetuneprofiles")[0] == 200
-        ),
-    )
-    found.create(
-        "/apis/finetune-operator.io/v1alpha1/finetuneprofiles",
-        {
-            "apiVersion": "finetune-operator.io/v1alpha1",
-            "kind": "FineTuneProfile",
-            "metadata": {"name": "cpu"},
-            "spec": {"default": True, "node": {"accelerator": "CPU", "gpusPerNode": 0}},
-        },
-    )
+    install_api(found)
     return found
-
-
-class Operator:
-    """The real operator in a process, to be started and stopped at will."""
-
-    def __init__(self, kubeconfig: Path, directory: Path) -> None:
-        self_signed(directory)
-        self.ca = directory / "ca.crt"
-        self.progress_port, self.metrics_port = free_port(), free_port()
-        self.log = directory / "operator.log"
-        self._kubeconfig, self._directory = kubeconfig, directory
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        environment = os.environ | {
-            "KUBECONFIG": str(self._kubeconfig),
-            "PYTHONPATH": f"{ROOT / 'api'}:{ROOT / 'operator'}",
-            "FINETUNE_NAMESPACE": "finetune-system",
-            "FINETUNE_TRAINER_IMAGE": "example/trainer:1",
-            "FINETUNE_PROGRESS_URL": f"https://127.0.0.1:{self.progress_port}",
-            "FINETUNE_PROGRESS_PORT": str(self.progress_port),
-            "FINETUNE_METRICS_PORT": str(self.metrics_port),
-            "FINETUNE_BIND_ADDRESS": "127.0.0.1",
-            "FINETUNE_TLS_DIR": str(self._directory),
-        }
-        with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "finetune_operator"],
-                env=environment,
-                stdout=log,
-                stderr=log,
-                cwd=self._directory,
-            )
-        eventually(f"the operator to be ready (log: {self.log.read_text()})", self.is_ready, 60)
-
-    def is_ready(self) -> bool:
-        assert self._process is not None
-        assert self._process.poll() is None, self.log.read_text()
-        try:
-            url = f"http://127.0.0.1:{self.metrics_port}/readyz"
-            return requests.get(url, timeout=2).status_code == 200
-        except requests.ConnectionError:
-            return False
-
-    def stop(self, number: int = signal.SIGKILL) -> int:
-        """End the process; the exit code."""
-        assert self._process is not None
-        self._process.send_signal(number)
-        return self._process.wait(30)
-
-    @property
-    def running(self) -> bool:
-        return self._process is not None and self._process.poll() is None
-
-    def metrics(self) -> dict[str, float]:
-        """Every sample by name and labels."""
-        text = requests.get(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=5).text
-        lines = [line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#")]
-        return {name: float(value) for name, value in lines}
-
-    def resident_bytes(self) -> int:
-        assert self._process is not None
-        status = Path(f"/proc/{self._process.pid}/status").read_text()
-        line = next(line for line in status.splitlines() if line.startswith("VmRSS:"))
-        return int(line.split()[1]) * 1024
 
 
 @pytest.fixture(scope="session")
@@ -135,10 +45,3 @@ def operator(operator_process: Operator) -> Operator:
     if not operator_process.running:
         operator_process.start()
     return operator_process
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port

@@ -5,17 +5,15 @@ no node here): it says which pods run and with what their containers end; `make 
 from __future__ import annotations
 
 import signal
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import builders
 import pytest
 import requests
 from kube import GROUP, Kube, eventually
+from operator_process import Operator
 
 from finetune_api.progress import audience, status_path
-
-if TYPE_CHECKING:
-    from conftest import Operator
 
 Json = dict[str, Any]
 COUNT = iter(range(1000))

@@ -52,7 +52,7 @@ def config_map(kube: Kube, name: str, text: str) -> str:
 GOOD = '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n'
 
 DATA: dict[str, tuple[str | None, list[str]]] = {
-    "absent": (None, ["configmap://absent/train.jsonl", "does not exist"]),
+    "absent": (None, ["train.jsonl", "does not exist", "spec.dataset.uri"]),
     "empty": ("", ["empty"]),
     "not-json": (GOOD + GOOD + "{oops\n", ["line 3", "not JSON"]),
     "wrong-columns": (GOOD + '{"question": "a"}\n', ["line 2", "question", "messages"]),

@@ -9,9 +9,11 @@ from pathlib import Path
 def self_signed(directory: Path) -> None:
     """Writes `tls.crt`, `tls.key` and `ca.crt`."""
     subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
-        + ["-subj", "/CN=finetune-operator", "-addext", "subjectAltName=IP:127.0.0.1"]
-        + ["-keyout", str(directory / "tls.key"), "-out", str(directory / "tls.crt")],
+        [
+            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
+            *("-subj", "/CN=finetune-operator", "-addext", "subjectAltName=IP:127.0.0.1"),
+            *("-keyout", str(directory / "tls.key"), "-out", str(directory / "tls.crt")),
+        ],
         check=True,
         capture_output=True,
     )
