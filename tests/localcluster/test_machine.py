@@ -51,12 +51,12 @@ def test_pods_never_get_a_name_server_on_the_hosts_loopback() -> None:
 def test_mounts_are_undone_in_reverse_order_and_only_below_our_folders() -> None:
     lines = [
         "1 0 8:1 / / rw - ext4 disk rw",
-        "2 1 0:5 / /work/c/a rw - tmpfs t rw",
-        r"3 2 0:6 / /work/c/a/b\040b rw - tmpfs t rw",
-        "4 1 0:7 / /work/cc rw - tmpfs t rw",
+        "2 1 0:5 / /some/c/a rw - tmpfs t rw",
+        r"3 2 0:6 / /some/c/a/b\040b rw - tmpfs t rw",
+        "4 1 0:7 / /some/cc rw - tmpfs t rw",
     ]
-    found = cleanup.mounts_below("\n".join(lines), [Path("/work/c")])
-    assert found == ["/work/c/a/b b", "/work/c/a"]
+    found = cleanup.mounts_below("\n".join(lines), [Path("/some/c")])
+    assert found == ["/some/c/a/b b", "/some/c/a"]
 
 
 def test_the_mirror_is_found_in_both_formats_of_apt() -> None:
