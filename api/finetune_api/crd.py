@@ -50,7 +50,7 @@ def structural(schema: Schema, defs: dict[str, Schema]) -> Schema:
     if found.get("default", 0) is None:
         del found["default"]
     if isinstance(found.get("default"), dict):
-        # Whole, not {}: the API server checks CEL rules on defaults before it fills in those inside.
+        # Whole, not {}: the API server checks CEL rules on a default before it fills in more.
         found["default"] = _without_none(found["default"])
     _describe(found)
     return found
