@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import time
+import warnings
 from collections import deque
 
 TAIL_LINES = 40
@@ -37,6 +38,9 @@ def set_up() -> None:
     logging.basicConfig(level=logging.WARNING, handlers=handlers, force=True)
     _log.setLevel(logging.INFO)
     logging.captureWarnings(True)
+    # What a library will change some day is for its developers, not for who tunes a model.
+    for category in (FutureWarning, DeprecationWarning):
+        warnings.filterwarnings("ignore", category=category)
 
 
 def say(text: str) -> None:
