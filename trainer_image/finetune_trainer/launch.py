@@ -9,6 +9,7 @@ the names of Kubeflow and torchrun. Without them all processes run on this machi
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
@@ -130,13 +131,11 @@ def start(pod: Pod, run: RunConfig, run_json: str, directory: Path) -> Ended | N
 
     Every process leaves its outcome in `directory`, and its output, which is printed as well.
     """
-    os.environ["LOGLEVEL"] = "CRITICAL"  # torchrun's own tables of failures: ours say more
     from torch.distributed import DistError
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    del os.environ["LOGLEVEL"]
     os.environ[ENV_OUTCOME_DIRECTORY] = str(directory)
     os.environ["OMP_NUM_THREADS"] = str(threads_per_process(os.environ, run, processors()))
     os.environ["HF_HUB_OFFLINE"] = "1"  # all there is to read is in the work directory
@@ -154,6 +153,7 @@ def start(pod: Pod, run: RunConfig, run_json: str, directory: Path) -> Ended | N
         shutdown_timeout=STOP_SECONDS,
     )
     arguments = ("-u", "-m", "finetune_trainer.train", run_json)
+    logging.disable(logging.ERROR)  # torchrun's own words on failures: ours say more
     try:
         elastic_launch(config, sys.executable)(*arguments)
     except ChildFailedError as exc:
@@ -168,6 +168,8 @@ def start(pod: Pod, run: RunConfig, run_json: str, directory: Path) -> Ended | N
         raise PeerLostError(
             f"worker 0 at {pod.master_addr}:{pod.master_port} cannot be reached: {exc}"
         ) from exc
+    finally:
+        logging.disable(logging.NOTSET)
     return None
 
 

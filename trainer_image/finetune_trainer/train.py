@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 import traceback
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -194,6 +195,9 @@ def main(argv: list[str]) -> int:
     if directory := os.environ.get(ENV_OUTCOME_DIRECTORY):
         os.environ[ENV_TERMINATION_LOG] = str(Path(directory) / f"{rank}.json")
     logs.set_up()
+    # Libraries about their own future: nothing that the reader of a job's log can do.
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
     signal.signal(signal.SIGTERM, _stop)
     watch = Watch(NullReporter())
     try:
