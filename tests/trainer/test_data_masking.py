@@ -73,13 +73,14 @@ def test_each_prompt_is_what_the_model_is_asked_at_inference() -> None:
     assert tokens.learned[len(prompt)]
 
 
-def test_offsets_shifted_past_white_space_do_not_move_the_border() -> None:
-    """Llama 3 and others do so; the line break before the answer must not count as answer."""
+def test_white_space_of_the_prompt_is_not_learned_as_part_of_the_answer() -> None:
+    """Llama 3 and others report ` Paris` as beginning after its space: at the answer."""
     from tokenizers import processors
 
-    tokenizer = tiny_tokenizer(CHATML)
+    tokenizer = tiny_tokenizer(None)
     tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
-    assert learned_text(tokenizer, CHAT) == [" Yes 😀<|im_end|>", "\nSo.<|im_end|>"]
+    example = Completion("d line 1", "It is ", "Paris.")
+    assert learned_text(tokenizer, example) == [".<|im_end|>"]
 
 
 def test_a_token_that_is_half_prompt_and_half_answer_is_not_learned() -> None:
