@@ -3,7 +3,8 @@
     python3 build_dataset.py --output train.jsonl
 
 Needs nothing but Python 3.11 or newer and no network. One example per documented module, class,
-function and method; the same Python version always writes the same file.
+function and method, answered in one house style: what it is, what its documentation says, where to
+read more. The same Python version always writes the same file.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ xmlrpc.server zipapp zipfile zipimport zlib zoneinfo
 """.split()  # noqa: SIM905 (as a list: 200 lines)
 
 MIN_ANSWER = 25
-MAX_ANSWER = 600
+MAX_ANSWER = 400
 
 QUESTIONS = {
     "module": (
@@ -79,11 +80,22 @@ _SENTENCE_END = re.compile(r"[.!?](?=\s|$)")
 _NO_SENTENCE = ("http", "@", ":param", ":return", "..", "$", "|", "%", "#", "==", "--", "*")
 
 
+WHAT_IT_IS = {
+    "module": "`{name}` is a module of Python's standard library.",
+    "class": "`{name}` is a class of Python's standard library, in the module `{owner}`.",
+    "function": "`{name}` is a function of Python's standard library, in the module `{owner}`.",
+    "method": "`{name}` is a method of the class `{owner}` in Python's standard library.",
+}
+READ_MORE = "Run `help('{name}')` in Python to read more."
+
+
 class Entry(NamedTuple):
     """One documented thing."""
 
     kind: str
     name: str
+    owner: str
+    """The module or class it belongs to."""
     doc: str
 
 
@@ -94,13 +106,13 @@ def entries() -> Iterator[Entry]:
         if module is None:
             continue
         if module.__doc__:
-            yield Entry("module", module_name, module.__doc__)
+            yield Entry("module", module_name, "", module.__doc__)
         for name in sorted(_public(module)):
             member = getattr(module, name, None)
             if isinstance(member, type):
-                yield from _class(f"{module_name}.{name}", member)
+                yield from _class(f"{module_name}.{name}", module_name, member)
             elif inspect.isroutine(member) and isinstance(member.__doc__, str):
-                yield Entry("function", f"{module_name}.{name}", member.__doc__)
+                yield Entry("function", f"{module_name}.{name}", module_name, member.__doc__)
 
 
 def _import(name: str) -> ModuleType | None:
@@ -115,14 +127,14 @@ def _public(module: ModuleType) -> list[str]:
     return listed if listed is not None else [n for n in vars(module) if not n.startswith("_")]
 
 
-def _class(name: str, member: type) -> Iterator[Entry]:
+def _class(name: str, module_name: str, member: type) -> Iterator[Entry]:
     if isinstance(member.__dict__.get("__doc__"), str):
-        yield Entry("class", name, member.__dict__["__doc__"])
+        yield Entry("class", name, module_name, member.__dict__["__doc__"])
     for method_name, raw in sorted(vars(member).items()):
         method: Any = getattr(raw, "__func__", raw)  # what a classmethod or staticmethod wraps
         documented = inspect.isroutine(method) and isinstance(method.__doc__, str)
         if documented and not method_name.startswith("_"):
-            yield Entry("function", f"{name}.{method_name}", str(method.__doc__))
+            yield Entry("method", f"{name}.{method_name}", name, str(method.__doc__))
 
 
 def answer(doc: str) -> str:
@@ -137,7 +149,7 @@ def answer(doc: str) -> str:
         text = _ROLE.sub(r"\1", " ".join(" ".join(lines).split())).replace("``", "`")
         is_prose = text[:1].isalpha() and not lines[0].startswith(" ") and ">>>" not in text
         is_prose = is_prose and not any(line.strip().startswith(_NO_SENTENCE) for line in lines)
-        if not is_prose or len("\n\n".join([*paragraphs, text])) > MAX_ANSWER:
+        if not is_prose or len("\n\n".join([*paragraphs, text])) >= MAX_ANSWER:
             if is_prose and not paragraphs:
                 paragraphs.append(_cut(text))
             break
@@ -156,7 +168,7 @@ def _cut(text: str) -> str:
 
 def examples() -> list[dict[str, Any]]:
     """The dataset: no question and no answer occurs twice; mixed, but always in the same order."""
-    found: dict[str, tuple[str, str]] = {}
+    found: dict[str, tuple[str, str, str]] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what is deprecated is documented all the same
         documented = list(entries())
@@ -164,17 +176,21 @@ def examples() -> list[dict[str, Any]]:
         reply = answer(entry.doc)
         if reply and reply not in found:
             digest = hashlib.sha256(entry.name.encode()).hexdigest()
-            forms = QUESTIONS[entry.kind]
+            forms = QUESTIONS["function" if entry.kind == "method" else entry.kind]
             name = entry.name.removeprefix("builtins.")
-            found[reply] = (digest, forms[int(digest, 16) % len(forms)].format(name))
+            owner = entry.owner.removeprefix("builtins.")
+            what = WHAT_IT_IS[entry.kind].format(name=name, owner=owner)
+            whole = "\n\n".join([what, reply, READ_MORE.format(name=name)])
+            question = forms[int(digest, 16) % len(forms)].format(name)
+            found[reply] = (digest, question, whole)
     return [
         {
             "messages": [
                 {"role": "user", "content": question},
-                {"role": "assistant", "content": reply},
+                {"role": "assistant", "content": whole},
             ]
         }
-        for reply, (_, question) in sorted(found.items(), key=lambda item: item[1])
+        for _, question, whole in sorted(found.values())
     ]
 
 
