@@ -22,7 +22,7 @@ from finetune_api.outcome import Failure, FailureClass, Outcome
 from finetune_api.run_config import RunConfig
 from finetune_trainer.cascade import Ended, cause, failure_of, log_tail
 from finetune_trainer.errors import InternalError, PeerLostError
-from finetune_trainer.launch import Pod, threads_per_process, wait_for_name
+from finetune_trainer.launch import Pod, processors, threads_per_process, wait_for_name
 
 pytestmark = pytest.mark.trainer
 
@@ -324,3 +324,23 @@ def test_every_process_gets_its_part_of_the_processors(
 ) -> None:
     run = run_config(Path("/work"), num_proc_per_node=2, accelerator=accelerator)
     assert threads_per_process(env, run, processors) == threads
+
+
+@pytest.mark.parametrize(
+    ("files", "usable"),
+    [
+        ({"cpu.max": "250000 100000\n"}, 2.5),
+        ({"cpu.max": "max 100000\n"}, 8.0),
+        ({"cpu/cpu.cfs_quota_us": "50000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 0.5),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 8.0),
+        ({"cpu.max": "9900000 100000\n"}, 8.0),
+        ({}, 8.0),
+    ],
+)
+def test_a_container_may_use_its_limit_and_not_the_whole_node(
+    tmp_path: Path, files: dict[str, str], usable: float
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert processors(8, tmp_path) == usable

@@ -108,22 +108,25 @@ def threads_per_process(env: Mapping[str, str], run: RunConfig, processors: floa
     return share if run.accelerator == "CPU" else min(share, 8)
 
 
-def processors() -> float:
-    """Processors that this container may use: its CPU limit, which the kernel's count ignores."""
-    available = float(len(os.sched_getaffinity(0)))
-    two = Path("/sys/fs/cgroup/cpu.max")
-    one = Path("/sys/fs/cgroup/cpu")
+def processors(available: int, cgroup: Path = Path("/sys/fs/cgroup")) -> float:
+    """Processors that this container may use: its CPU limit, which the kernel's count ignores.
+
+    Args:
+        available: The kernel's count.
+        cgroup: Where the container's limits are, of version 2 or 1.
+    """
+    both, one = cgroup / "cpu.max", cgroup / "cpu"
     try:
-        if two.exists():
-            quota, period = two.read_text().split()
+        if both.exists():
+            quota, period = both.read_text().split()
         else:
-            quota = (one / "cpu.cfs_quota_us").read_text()
+            quota = (one / "cpu.cfs_quota_us").read_text().strip()
             period = (one / "cpu.cfs_period_us").read_text()
     except OSError:
-        return available
-    if quota.strip() in ("max", "-1"):
-        return available
-    return min(available, int(quota) / int(period))
+        return float(available)
+    if quota in ("max", "-1"):
+        return float(available)
+    return min(float(available), int(quota) / int(period))
 
 
 def start(pod: Pod, run: RunConfig, run_json: str, directory: Path) -> Ended | None:
@@ -137,7 +140,8 @@ def start(pod: Pod, run: RunConfig, run_json: str, directory: Path) -> Ended | N
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     os.environ[ENV_OUTCOME_DIRECTORY] = str(directory)
-    os.environ["OMP_NUM_THREADS"] = str(threads_per_process(os.environ, run, processors()))
+    usable = processors(len(os.sched_getaffinity(0)))
+    os.environ["OMP_NUM_THREADS"] = str(threads_per_process(os.environ, run, usable))
     os.environ["HF_HUB_OFFLINE"] = "1"  # all there is to read is in the work directory
     config = LaunchConfig(
         min_nodes=pod.num_nodes,

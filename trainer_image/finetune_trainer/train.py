@@ -40,6 +40,8 @@ from finetune_trainer.outcome_file import (
 from finetune_trainer.report import Estimate, NullReporter, Reporter, reporter_from
 
 if TYPE_CHECKING:
+    from finetune_trainer.batches import Sequences
+    from finetune_trainer.engine import Engine
     from finetune_trainer.loop import LossLog, Step
     from finetune_trainer.ranks import Gang
 
@@ -110,7 +112,6 @@ def train(run: RunConfig, gang: Gang, watch: Watch) -> TrainFacts:
     # torch and its friends take 10 s to import: the first report is out before that.
     from finetune_trainer.batches import Sequences
     from finetune_trainer.engine import build
-    from finetune_trainer.evaluate import evaluate
     from finetune_trainer.loop import LossLog, train_steps
     from finetune_trainer.result import save
 
@@ -128,20 +129,11 @@ def train(run: RunConfig, gang: Gang, watch: Watch) -> TrainFacts:
     if run.lora is None:  # writing a whole model takes about as long as reading it did
         watch.estimate.saving_seconds = time.monotonic() - began
 
-    def measure() -> float | None:
-        if held_out is None:
-            return None
-        watch.reporter.update(activity="Evaluating")
-        began = time.monotonic()
-        loss = evaluate(engine, held_out, gang, run.training.micro_batch_size)
-        watch.after_evaluation(loss, time.monotonic() - began)
-        return loss
-
-    before = measure()
+    before = _measure(engine, held_out, run, gang, watch)
     watch.reporter.update(activity="Training")
     per_sequence = prepared.tokens / len(data)
     train_steps(engine, data, run, gang, prepared.total_steps, per_sequence, watch.after_step)
-    after = measure()
+    after = _measure(engine, held_out, run, gang, watch)
     watch.reporter.update(activity="Saving", eta_seconds=watch.estimate.saving_seconds)
     save(engine, run, gang)
     tokens = round(len(watch.losses) * run.training.global_batch_size * per_sequence)
@@ -153,6 +145,21 @@ def train(run: RunConfig, gang: Gang, watch: Watch) -> TrainFacts:
     gang.barrier()  # nobody says "done" before it is true
     engine.deepspeed.destroy()
     return facts
+
+
+def _measure(
+    engine: Engine, held_out: Sequences | None, run: RunConfig, gang: Gang, watch: Watch
+) -> float | None:
+    """The loss on the held-out sequences, where there are any."""
+    from finetune_trainer.evaluate import evaluate
+
+    if held_out is None:
+        return None
+    watch.reporter.update(activity="Evaluating")
+    began = time.monotonic()
+    loss = evaluate(engine, held_out, gang, run.training.micro_batch_size)
+    watch.after_evaluation(loss, time.monotonic() - began)
+    return loss
 
 
 def finished(run: RunConfig) -> TrainFacts | None:
