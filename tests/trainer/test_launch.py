@@ -26,6 +26,9 @@ from finetune_trainer.launch import Pod, processors, threads_per_process, wait_f
 
 pytestmark = pytest.mark.trainer
 
+ENDLESS = 20_000
+"""Steps of a run that a test ends: minutes, while what it waits for takes seconds."""
+
 
 @dataclass
 class Worker:
@@ -146,7 +149,7 @@ def test_two_pods_train_and_the_lead_tells_the_facts_and_a_second_start_is_short
 def test_a_killed_rank_is_named_and_its_peer_only_says_that_it_lost_it(
     tmp_path: Path, started: list[Worker]
 ) -> None:
-    work = work_for(tmp_path, 1_000_000)
+    work = work_for(tmp_path, ENDLESS)
     lead, other = start_pods(run_config(work, num_nodes=2), tmp_path, started)
     until(lambda: steps_done(work) >= 2, "training")
     os.kill(other.child(1), signal.SIGKILL)
@@ -161,7 +164,7 @@ def test_a_killed_rank_is_named_and_its_peer_only_says_that_it_lost_it(
     assert (code, failure.failure_class, failure.rank) == (205, "PeerLost", 0)
     assert failure.step is not None
     assert failure.step >= 2
-    assert "step 2/1000000" in (failure.log_tail or "") or failure.step > 30
+    assert f"/{ENDLESS}  loss " in (failure.log_tail or "")
     last = lead.log.read_text().splitlines()[-1]
     assert "training failed on rank 0 (PeerLost)" in last
 
@@ -187,7 +190,7 @@ def test_a_run_that_diverges_ends_with_14_and_says_where_and_what_to_do(
 def test_a_stopped_pod_ends_with_143_and_has_no_one_to_blame(
     tmp_path: Path, started: list[Worker]
 ) -> None:
-    work = work_for(tmp_path, 1_000_000)
+    work = work_for(tmp_path, ENDLESS)
     (worker,) = start_pods(run_config(work, num_proc_per_node=2), tmp_path, started)
     until(lambda: steps_done(work) >= 1, "training")
     worker.process.send_signal(signal.SIGTERM)

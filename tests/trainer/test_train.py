@@ -233,9 +233,21 @@ def test_the_log_of_a_long_run_has_about_a_thousand_lines(tmp_path: Path) -> Non
     from finetune_trainer.loop import LossLog, Step
 
     said: list[str] = []
-    log = LossLog(tmp_path / "losses.jsonl", 25_000, said.append)
+    log = LossLog(tmp_path / "losses.jsonl", 25_000, said.append, monotonic=lambda: 0.0)
     for number in range(1, 25_001):
         log.step(Step(number, 25_000, 0.1, 2.31449, 1.9e-4, 0.8, 0.1, 812.4), eta_seconds=200)
     lines = [json.loads(line) for line in (tmp_path / "losses.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, *range(25, 25_001, 25)]
     assert said[1] == "step 25/25000  loss 2.314  lr 0.00019  grad 0.8  812 tok/s  eta 3m20s"
+
+
+def test_a_run_of_slow_steps_is_never_silent_for_long(tmp_path: Path) -> None:
+    from finetune_trainer.loop import LossLog, Step
+
+    now = [0.0]
+    log = LossLog(tmp_path / "losses.jsonl", 1_000_000, lambda line: None, lambda: now[0])
+    for number in range(1, 13):
+        now[0] += 25.0
+        log.step(Step(number, 1_000_000, 0.1, 2.3, 1e-4, 0.8, 25.0, 812.4), eta_seconds=200)
+    lines = [json.loads(line) for line in (tmp_path / "losses.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 4, 7, 10]

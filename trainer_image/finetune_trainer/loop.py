@@ -22,7 +22,9 @@ from finetune_trainer.report import duration
 from finetune_trainer.schedule import learning_rate
 
 MAX_LINES = 1000
-"""A run logs every step, or every n-th so that there are at most about this many lines."""
+"""A run logs every step, or every n-th so that there are at most about this many lines ..."""
+MAX_SILENCE = 60.0
+"""... but is never silent for more seconds than this (and a step)."""
 
 
 @dataclass(frozen=True)
@@ -113,8 +115,15 @@ def _check_finite(step: int, total_steps: int, loss: float, grad_norm: float, ra
 class LossLog:
     """`losses.jsonl` and the lines that a person reads; on rank 0 only."""
 
-    def __init__(self, path: Path, total_steps: int, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        total_steps: int,
+        say: Callable[[str], None],
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         """Start the file anew."""
+        self._monotonic, self._last = monotonic, monotonic()
         self._path = path
         self._path.write_text("")
         self._every = -(-total_steps // MAX_LINES)
@@ -122,8 +131,11 @@ class LossLog:
 
     def step(self, step: Step, eta_seconds: float) -> None:
         """Log a step, if it is its turn; the first and the last always are."""
-        if step.step % self._every and step.step not in (1, step.total_steps):
+        now = self._monotonic()
+        turn = step.step % self._every == 0 or step.step in (1, step.total_steps)
+        if not turn and now - self._last < MAX_SILENCE:
             return
+        self._last = now
         self._write(
             {
                 "step": step.step,
