@@ -32,7 +32,7 @@ def test_the_held_out_loss_falls_by_at_least_thirty_percent(demo: dict[str, Any]
 def test_progress_moved_while_it_ran(demo: dict[str, Any]) -> None:
     progress = demo["job"]["status"]["progress"]
     assert (progress["percent"], progress["activity"]) == (100, "Done")
-    assert progress["step"] == progress["totalSteps"] == 40
+    assert progress["step"] == progress["totalSteps"] == 24
     assert len(progress["history"]) >= 5
     assert demo["printed"].count("Running    [") >= 5
 
