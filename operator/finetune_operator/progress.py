@@ -41,7 +41,7 @@ def _progress(
 ) -> Progress:
     def number(name: str, before: float | None) -> float | None:
         value = report.number(name)
-        return before if value is None else value
+        return before if value is None else _short(value)
 
     before = old or Progress(attempt=attempt, last_update_time=now)
     loss = number(wire.LOSS, before.loss)
@@ -79,6 +79,11 @@ def _worth_writing(old: Progress | None, new: Progress) -> bool:
 
 def _whole(value: float | None) -> int | None:
     return None if value is None or not 0 <= value < 2**53 else int(value)
+
+
+def _short(value: float) -> float:
+    """Six digits: what people read in a column, and no more than a report is exact to."""
+    return float(f"{value:.6g}")
 
 
 def _activity(text: str | None) -> Activity | None:
