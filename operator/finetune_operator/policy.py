@@ -143,18 +143,20 @@ def _outcome(stage: StageFacts | None) -> Outcome:
 
 
 def _watch(facts: StageFacts) -> Watch:
-    live = [pod for pod in facts.pods if not pod.deleted and pod.phase in ("Pending", "Running")]
-    waiting = next((pod for pod in live if pod.waiting), None)
-    running = bool(live) and all(pod.phase == "Running" for pod in facts.pods if not pod.deleted)
+    """A pod that has ended was running: the phase does not go back while the Job sums up."""
+    pods = [pod for pod in facts.pods if not pod.deleted]
+    waiting = next((pod for pod in pods if pod.waiting), None)
+    pending = next((pod for pod in pods if pod.phase == "Pending"), None)
+    failed = next((pod for pod in pods if pod.phase == "Failed"), None)
     if waiting is not None:
         return Watch(facts=facts, running=False, why=f"pod {waiting.name} waits: {waiting.waiting}")
-    if not live:
+    if not pods:
         return Watch(facts=facts, running=False, why="waiting for pods to be created")
-    if not running:
-        pending = [pod.name for pod in live if pod.phase == "Pending"]
-        if pending:
-            return Watch(facts=facts, running=False, why=f"pod {pending[0]} is being started")
-    return Watch(facts=facts, running=running, why="")
+    if pending is not None:
+        return Watch(facts=facts, running=False, why=f"pod {pending.name} is being started")
+    if failed is not None:
+        return Watch(facts=facts, running=True, why=f"pod {failed.name} has failed")
+    return Watch(facts=facts, running=True, why="")
 
 
 def explain(stage: StageFacts, now: str, processes_per_pod: int = 1) -> LastFailure:

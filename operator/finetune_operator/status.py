@@ -83,7 +83,7 @@ def _phase(old: FineTuneJobStatus, decision: Decision) -> tuple[Phase, str]:
             return PHASE_OF_STAGE[stage], STARTED[stage]
         case Watch(facts=facts, running=running, why=why):
             if facts.stage == "train" and running:
-                return "Running", "training"
+                return "Running", why or "training"
             return PHASE_OF_STAGE[facts.stage], why or STARTED[facts.stage]
         case Succeed():
             return "Succeeded", "the result is written and checked"

@@ -151,6 +151,51 @@ def test_a_job_that_waits_says_what_for(waiting: dict[str, Any], message: str) -
     assert (found.status.phase, found.status.message) == ("Preparing", message)
 
 
+@pytest.mark.parametrize(
+    ("pods", "shown"),
+    [
+        pytest.param([], ("Starting", "waiting for pods to be created"), id="no pod yet"),
+        pytest.param(
+            [pod(TRAIN, 0), pod(TRAIN, 1, "Pending")],
+            ("Starting", "pod docs-train-0-1-abcde is being started"),
+            id="one runs, one does not",
+        ),
+        pytest.param([pod(TRAIN, 0), pod(TRAIN, 1)], ("Running", "training"), id="all run"),
+        pytest.param(
+            [pod(TRAIN, 0, "Succeeded"), pod(TRAIN, 1, "Succeeded")],
+            ("Running", "training"),
+            id="all have ended, the Job does not say so yet",
+        ),
+        pytest.param(
+            [pod(TRAIN, 0), pod(TRAIN, 1, "Failed")],
+            ("Running", "pod docs-train-0-1-abcde has failed"),
+            id="one has failed, the Job does not say so yet",
+        ),
+    ],
+)
+def test_training_is_running_from_when_all_pods_run(
+    pods: list[dict[str, Any]], shown: tuple[str, str]
+) -> None:
+    body = builders.job_body()
+    world = builders.world()
+    first = step(parse_job(body), observe(None, [], [], builders.UID), world, builders.NOW)
+    assert first.status is not None
+    prepare = [
+        k8s_job("docs-prepare", "prepare", state="Complete"),
+        pod("docs-prepare", 0, "Succeeded", builders.OUTCOMES["prepare"]),
+    ]
+    body["status"] = first.status.to_json_dict()
+    observed = observe(
+        first.apply[0],
+        [prepare[0], k8s_job(TRAIN, "train")],
+        [prepare[1], *pods],
+        builders.UID,
+    )
+    done = step(parse_job(body), observed, world, builders.LATER)
+    assert done.status is not None
+    assert (done.status.phase, done.status.message) == shown
+
+
 def test_a_failed_stage_ends_the_job_with_its_reason() -> None:
     body = builders.job_body()
     world = builders.world()
