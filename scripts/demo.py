@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples" / "01-first-job"
 BUILD = ROOT / "build" / "demo"
 NAMESPACE, JOB, CLAIM = "demo", "python-helper", "demo-data"
+ANSWER_LENGTH = ("--max-new-tokens", "48")
 QUESTION = "What does Python's function `json.dumps` do?"
 TIMEOUT_SECONDS = 40 * 60
 
@@ -121,7 +122,7 @@ def collect(target: Target) -> Json:
     work = {CLAIM: "/data", f"{JOB}-work": "/work"}
     with target.helper_pod(NAMESPACE, "demo-reader", work) as pod:
         ask = ["python", "-m", "finetune_trainer.ask", "/work/model", QUESTION]
-        answers: Json = json.loads(pod.run(*ask, "--adapter", f"/data/{JOB}"))
+        answers: Json = json.loads(pod.run(*ask, "--adapter", f"/data/{JOB}", *ANSWER_LENGTH))
         shutil.rmtree(BUILD / "output", ignore_errors=True)
         pod.copy_out(f"/data/{JOB}", BUILD / "output")
     return answers

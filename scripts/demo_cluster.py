@@ -132,6 +132,7 @@ def helper_manifest(
                     "env": [
                         {"name": "HOME", "value": "/tmp"},
                         {"name": "HF_HOME", "value": "/tmp/hf"},
+                        {"name": "OMP_NUM_THREADS", "value": "1"},
                     ],
                     "securityContext": {
                         "allowPrivilegeEscalation": False,
