@@ -72,13 +72,11 @@ def resolve(example: Path, base: Path) -> RunConfig:
 
 def trainer_environment(root: Path, venv: Path) -> dict[str, str]:
     """What the operator sets in a pod, for this machine."""
-    cache = os.environ.get("FINETUNE_CACHE", str(Path.home() / ".cache" / "finetune-operator"))
     return os.environ | {
         "PATH": f"{venv / 'bin'}:{os.environ['PATH']}",
         "PYTHONPATH": f"{root / 'api'}:{root / 'trainer_image'}",
         "DS_ACCELERATOR": "cpu",
         "OMP_NUM_THREADS": "1",
-        "TORCH_EXTENSIONS_DIR": f"{cache}/torch-extensions",
     }
 
 
