@@ -38,6 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     image.add_argument("--build-arg", action="append", default=[], metavar="K=V")
     tool = add("tool", "Print the path of a program, built if missing.", directory=False)
     tool.add_argument("name", nargs="+", help=", ".join(sorted(tools.all_tools())))
+    add("prefetch", "Make all that `up` and `image` need, at once.", directory=False)
     needed = add("system-packages", "Install the Debian packages of nodes.", directory=False)
     needed.add_argument("--check", action="store_true", help="only say what is missing")
     return parser
@@ -46,6 +47,9 @@ def _parser() -> argparse.ArgumentParser:
 def _run(arguments: argparse.Namespace) -> int:
     if arguments.command == "tool":
         print("\n".join(str(path) for path in tools.ensure(arguments.name).values()))
+        return 0
+    if arguments.command == "prefetch":
+        cluster.prefetch()
         return 0
     if arguments.command == "system-packages":
         return packages.report() if arguments.check else packages.ensure()

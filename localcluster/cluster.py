@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
 
-from localcluster import cleanup, controlplane, network, node, packages, tools
+from localcluster import baseimage, cleanup, controlplane, network, node, packages, tools
 from localcluster.layout import ClusterError, Layout, State, free_ports, locked
 from localcluster.processes import Processes
 
@@ -39,6 +40,16 @@ def _adjust(layout: Layout, nodes: int, gpus: int, processes: Processes) -> Stat
         node.remove(layout, state, processes, number)
     state.nodes, state.gpus = nodes, gpus
     return state
+
+
+def prefetch() -> None:
+    """Build every program and the base image, at the same time: one needs the processors, the other
+    waits for the network and the disk."""
+    packages.ensure()
+    with ThreadPoolExecutor(2) as pool:
+        base = pool.submit(baseimage.ensure)
+        tools.ensure(tools.EVERYDAY)
+        base.result()
 
 
 def up(layout: Layout, nodes: int, gpus: int) -> None:

