@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from kube import Kube
+from kube import Kube, kubeconfig
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,5 +36,4 @@ def demo() -> dict[str, object]:
 @pytest.fixture(scope="session")
 def kube(demo: dict[str, object]) -> Kube:
     """The demonstration's cluster."""
-    default = ROOT / ".cluster" / "kubeconfig"
-    return Kube(Path(os.environ.get("KUBECONFIG", default)))
+    return Kube(kubeconfig())

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import yaml
-from kube import GROUP, Kube, eventually
+from demo_cluster import output, program
+from kube import GROUP, Kube, eventually, kubeconfig
 
 ROOT = Path(__file__).parents[2]
 JOBS = f"{GROUP}/namespaces/demo/finetunejobs"
@@ -78,8 +79,6 @@ def test_a_model_that_does_not_exist_fails_in_prepare(kube: Kube) -> None:
 
 
 def test_a_killed_worker_fails_the_job_with_rank_node_and_last_lines(kube: Kube) -> None:
-    from demo_cluster import output, program
-
     name = run(kube, "killed", training=EXAMPLE["spec"]["training"] | {"maxSteps": 1000})
 
     def training() -> Json | None:
@@ -90,7 +89,7 @@ def test_a_killed_worker_fails_the_job_with_rank_node_and_last_lines(kube: Kube)
     eventually("the first step", training, 900)
     victim = kube.pods("demo", f"{name}-train-0")[1]["metadata"]["name"]
     kill = "import os, signal, pathlib\n" + KILL_RANK
-    kubectl = [program("kubectl"), "--kubeconfig", str(ROOT / ".cluster" / "kubeconfig")]
+    kubectl = [program("kubectl"), "--kubeconfig", str(kubeconfig())]
     output([*kubectl, "-n", "demo", "exec", victim, "--", "python", "-c", kill])
     failure = failed(kube, name, 120)
     assert (failure["class"], failure["stage"], failure["rank"]) == ("Killed", "train", 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -13,8 +14,14 @@ from typing import Any
 import requests
 import yaml
 
+ROOT = Path(__file__).parents[2]
 Json = dict[str, Any]
 GROUP = "/apis/finetune-operator.io/v1alpha1"
+
+
+def kubeconfig() -> Path:
+    """The cluster of the end-to-end tests: the one that KUBECONFIG names, else our own."""
+    return Path(os.environ.get("KUBECONFIG", ROOT / ".cluster" / "kubeconfig"))
 
 
 class Kube:
