@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from finetune_api.outcome import Outcome, PrepareFacts
 from finetune_api.run_config import WORK_DATA, WORK_MODEL, WORK_PREPARE_FACTS, RunConfig
-from finetune_trainer.data.build import Built, build, efficiency
+from finetune_trainer.data.build import Built, build, check, efficiency
 from finetune_trainer.data.store import META, DataMeta
 from finetune_trainer.logs import say, warn
 from finetune_trainer.model.base import load_tokenizer, prepare_model
@@ -41,11 +41,12 @@ def prepare(run: RunConfig) -> PrepareFacts:
     started = time.monotonic()
     work.mkdir(parents=True, exist_ok=True)
     _clear(work)
+    data = fetch_data(run.dataset)
+    check(data.files, run.dataset_format)
     model = fetch_model(run.model)
     info = prepare_model(model.path, work / WORK_MODEL, run.model.uri)
     check_length(info, run.training.sequence_length)
     tokenizer = load_tokenizer(work / WORK_MODEL, run.model.uri)
-    data = fetch_data(run.dataset)
     built = build(run, data.files, tokenizer, info.vocabulary_size, work / WORK_DATA, run_hash(run))
     facts = _facts(run, info, model, data, built)
     _commit(work / WORK_PREPARE_FACTS, facts.model_dump_json(by_alias=True, indent=2))

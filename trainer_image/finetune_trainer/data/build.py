@@ -93,6 +93,19 @@ def build(
     return Built(meta=meta, format=found.format, truncated=found.truncated)
 
 
+def check(files: list[tuple[str, Path]], wanted: str) -> None:
+    """Read every example once, before anything expensive is done with the model.
+
+    Raises:
+        DataError: a file or an example is unusable; names the line.
+    """
+    stream = read_records(files)
+    first = next(stream)
+    name: FormatName = detect(first) if wanted == "Auto" else wanted  # type: ignore[assignment]
+    for record in chain([first], stream):
+        to_example(record, name, chat=True)
+
+
 def tokenize(records: Iterable[Record], wanted: str, masker: Masker, length: int) -> Tokenized:
     """Tokenise, mask and truncate every record.
 
