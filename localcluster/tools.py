@@ -172,16 +172,19 @@ def _compile(names: Sequence[str], folder: Path, overlay_file: Path | None = Non
             stdout=output,
             stderr=subprocess.STDOUT,
         )
-        _follow(build, Path(made), len(names))
+        made_as = {
+            program_name(tool.package): name for name, tool in zip(names, chosen, strict=True)
+        }
+        _follow(build, Path(made), made_as)
         if build.returncode:
             output.seek(0)
             lines = [line for line in output.read().splitlines() if "downloading" not in line]
             raise ClusterError(f"building {', '.join(names)} failed:\n" + "\n".join(lines[-40:]))
-        for name, tool in zip(names, chosen, strict=True):
-            (Path(made) / program_name(tool.package)).replace(folder / name)
+        for file, name in made_as.items():
+            (Path(made) / file).replace(folder / name)
 
 
-def _follow(build: subprocess.Popen[bytes], made: Path, count: int) -> None:
+def _follow(build: subprocess.Popen[bytes], made: Path, names: dict[str, str]) -> None:
     """Wait for a build; name each program when it is there, and never be silent for long."""
     began = spoken = time.monotonic()
     seen: set[str] = set()
@@ -190,7 +193,7 @@ def _follow(build: subprocess.Popen[bytes], made: Path, count: int) -> None:
         new = {path.name for path in made.iterdir()} - seen
         for name in sorted(new):
             seen.add(name)
-            _say(f"  {name} ({len(seen)} of {count})")
+            _say(f"  {names.get(name, name)} ({len(seen)} of {len(names)})")
         if not new and time.monotonic() - spoken > QUIET_SECONDS:
             _say(f"  compiling, {time.monotonic() - began:.0f} s so far")
         if new or time.monotonic() - spoken > QUIET_SECONDS:
