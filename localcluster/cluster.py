@@ -48,7 +48,8 @@ def prefetch() -> None:
     packages.ensure()
     with ThreadPoolExecutor(2) as pool:
         base = pool.submit(baseimage.ensure)
-        tools.ensure(tools.EVERYDAY)
+        kubectl = () if shutil.which("kubectl") else ("kubectl",)
+        tools.ensure((*tools.EVERYDAY, *kubectl))
         base.result()
 
 

@@ -87,7 +87,7 @@ def all_tools() -> dict[str, Tool]:
 CONTROL_PLANE = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler")
 NODE = ("kubelet", "kube-proxy", "coredns", "provisioner", "pause")
 IMAGE = ("buildkitd", "buildctl")
-EVERYDAY = (*CONTROL_PLANE, *NODE, *IMAGE, "kubectl", "helm")
+EVERYDAY = (*CONTROL_PLANE, *NODE, *IMAGE, "helm")
 
 
 def parse_go_version(text: str) -> tuple[int, ...]:
