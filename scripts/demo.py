@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -132,12 +133,13 @@ def on_cluster(choice: str) -> int:
     """The demonstration on a Kubernetes."""
     started = time.monotonic()
     target = demo_cluster.choose(choice, ROOT)
+    fetching = ThreadPoolExecutor(1).submit(inputs)
     target.up()
     say("building the images" if target.builds else "using the images given")
     target.build_images()
     ready = time.monotonic()
     install(target)
-    model, dataset = inputs()
+    model, dataset = fetching.result()
     provide(target, model, dataset)
     say(f"kubectl apply -f {(EXAMPLE / 'job.yaml').relative_to(ROOT)}")
     target.kubectl(

@@ -154,9 +154,18 @@ class Local(Target):
         self._localcluster("up", "--nodes", "1", "--gpus", "8")
 
     def build_images(self) -> None:
-        for tag, directory in ((OPERATOR, "operator"), (TRAINER, "trainer_image")):
-            dockerfile = f"{directory}/Dockerfile"
-            self._localcluster("image", tag, "--dockerfile", dockerfile, "--context", ".")
+        command = [sys.executable, "-m", "localcluster", "image", "--context", "."]
+        small = [*command, OPERATOR, "--dockerfile", "operator/Dockerfile"]
+        large = [*command, TRAINER, "--dockerfile", "trainer_image/Dockerfile"]
+        # At the same time, because both wait for the network; one is enough to watch.
+        quiet = subprocess.Popen(
+            small, cwd=self.root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        failed = subprocess.run(large, cwd=self.root).returncode
+        said, _ = quiet.communicate()
+        if quiet.returncode or failed:
+            raise TargetError(f"an image could not be built, see above\n{said[-4000:]}")
+        print(said.splitlines()[-1])
         self.build_id = source_hash(self.root)
 
     def _localcluster(self, *arguments: str) -> None:
