@@ -53,7 +53,7 @@ def test_the_artefact_is_what_its_manifest_says(demo: dict[str, Any]) -> None:
     }
     for entry in files:
         data = (OUTPUT / entry["path"]).read_bytes()
-        assert (len(data), hashlib.sha256(data).hexdigest()) == (entry["size"], entry["sha256"])
+        assert (len(data), hashlib.sha256(data).hexdigest()) == (entry["bytes"], entry["sha256"])
 
 
 def test_base_and_tuned_model_answered_differently(demo: dict[str, Any]) -> None:

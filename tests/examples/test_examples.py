@@ -30,3 +30,10 @@ def test_an_example_fits_its_profile(example: Path) -> None:
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
 def test_an_example_has_a_readme(example: Path) -> None:
     assert (example / "README.md").read_text().startswith("# ")
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
+def test_an_example_means_the_same_to_every_yaml_reader(example: Path) -> None:
+    """YAML 1.1, which Python reads, takes 1e-3 for a text; kubectl takes it for a number."""
+    training = yaml.safe_load((example / "job.yaml").read_text())["spec"]["training"]
+    assert isinstance(training["learningRate"], float)
