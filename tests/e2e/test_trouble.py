@@ -53,7 +53,10 @@ def config_map(kube: Kube, name: str, text: str) -> str:
 GOOD = '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n'
 
 DATA: dict[str, tuple[str | None, list[str]]] = {
-    "absent": (None, ["train.jsonl", "does not exist", "spec.dataset.uri"]),
+    "absent": (
+        None,
+        ["configmap://absent/train.jsonl", "nothing at this path", "spec.dataset.uri"],
+    ),
     "empty": ("", ["empty"]),
     "not-json": (GOOD + GOOD + "{oops\n", ["line 3", "not JSON"]),
     "wrong-columns": (GOOD + '{"question": "a"}\n', ["line 2", "question", "messages"]),
@@ -108,7 +111,7 @@ for process in pathlib.Path("/proc").iterdir():
             command = (process / "cmdline").read_text()
         except OSError:
             continue
-        if "finetune_trainer.train" in command:
+        if "\\0finetune_trainer.train\\0" in command:  # and not this very script
             os.kill(int(process.name), signal.SIGKILL)
 """
 

@@ -158,6 +158,8 @@ def test_a_killed_rank_is_named_and_its_peer_only_says_that_it_lost_it(
     assert failure is not None
     assert (code, failure.failure_class, failure.rank) == (137, "Killed", 1)
     assert "killed by signal 9 (SIGKILL)" in failure.message
+    assert f"step 1/{ENDLESS}  loss " in (failure.log_tail or "")
+    assert f"/{ENDLESS}  loss " not in other.log.read_text()
     code, outcome = lead.end()
     failure = outcome.failure
     assert failure is not None

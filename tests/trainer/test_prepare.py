@@ -97,7 +97,7 @@ def test_another_run_in_the_same_directory_starts_anew(
 
 def test_bad_data_are_found_before_anything_is_done_with_the_model(tmp_path: Path) -> None:
     bad = write_jsonl(tmp_path / "bad.jsonl", *questions(3), {"question": 1})
-    with pytest.raises(DataError, match="bad.jsonl line 4"):
+    with pytest.raises(DataError, match=r"bad\.jsonl line 4"):
         prepare(a_run(tmp_path / "work", tmp_path / "no-such-model", bad))
 
 

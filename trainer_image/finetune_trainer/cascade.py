@@ -34,6 +34,7 @@ def failure_of(
         local_rank: Number of its log; default: as `rank`.
     """
     tail = log_tail(outcomes / "logs", rank if local_rank is None else local_rank)
+    tail = tail or _kept(outcomes / f"{rank}.log")
     told = _told(outcomes / f"{rank}.json")
     if told and code > 0:
         # What it printed comes before what it remembered: it includes the libraries' words.
@@ -95,6 +96,14 @@ def cause(ended: Iterable[Ended]) -> Ended:
 
 def _by_signal(e: Ended) -> bool:
     return e.failure.failure_class == "Killed" and e.exit_code != 128 + signal.SIGTERM
+
+
+def _kept(path: Path) -> str | None:
+    """The last lines that a process other than rank 0 kept instead of printing them."""
+    try:
+        return "\n".join(path.read_text(encoding="utf-8").splitlines()[-TAIL_LINES:]) or None
+    except OSError:
+        return None
 
 
 def log_tail(logs: Path, local_rank: int) -> str | None:

@@ -59,7 +59,7 @@ class Watch:
     reporter: Reporter
     estimate: Estimate = field(default_factory=Estimate)
     log: LossLog | None = None
-    """On rank 0 only."""
+    """What rank 0 says; what the others keep to themselves."""
     step: int | None = None
     losses: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
@@ -103,6 +103,11 @@ class Watch:
         )
 
 
+def _append(path: Path, line: str) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(line + "\n")
+
+
 def train(run: RunConfig, gang: Gang, watch: Watch) -> TrainFacts:
     """The whole stage on one process; all processes of the gang call it alike.
 
@@ -123,6 +128,11 @@ def train(run: RunConfig, gang: Gang, watch: Watch) -> TrainFacts:
     if gang.is_lead:
         (work / WORK_TRAIN_FACTS).unlink(missing_ok=True)  # of an earlier run
         watch.log = LossLog(work / WORK_LOSSES, prepared.total_steps, logs.say)
+    elif directory := os.environ.get(ENV_OUTCOME_DIRECTORY):
+        # Only rank 0 speaks. The others keep their lines, for when one of them is killed.
+        quiet = Path(directory) / f"{gang.rank}.log"
+        losses = Path(directory) / f"{gang.rank}.jsonl"
+        watch.log = LossLog(losses, prepared.total_steps, lambda line: _append(quiet, line))
 
     began = time.monotonic()
     engine = build(run, gang)
