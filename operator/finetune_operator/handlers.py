@@ -1,7 +1,8 @@
 """Kopf glue: an event becomes the key of a job in the queue. No decision is taken here.
 
 Only `on.event` handlers: they leave no finalizer and no annotation on anybody's objects, so a job
-can be deleted while the operator is down.
+can be deleted while the operator is down. All are `async`: Kopf runs plain functions in threads,
+and the queue belongs to the event loop.
 """
 
 from __future__ import annotations
@@ -41,12 +42,12 @@ def register(registry: kopf.OperatorRegistry, controller: Controller) -> None:
         return found
 
     @kopf.on.event(GROUP, VERSION, "finetunejobs", registry=registry)
-    def job_changed(namespace: str | None, name: str | None, **_: Any) -> None:
+    async def job_changed(namespace: str | None, name: str | None, **_: Any) -> None:
         controller.queue.add((namespace or "", name or ""))
 
     @kopf.on.event("batch", "v1", "jobs", registry=registry)
     @kopf.on.event("", "v1", "pods", registry=registry)
-    def child_changed(namespace: str | None, labels: kopf.Labels, **_: Any) -> None:
+    async def child_changed(namespace: str | None, labels: kopf.Labels, **_: Any) -> None:
         controller.queue.add((namespace or "", labels[names.LABEL_JOB]))
 
     @kopf.on.event(GROUP, VERSION, "finetuneprofiles", registry=registry)
