@@ -144,8 +144,9 @@ class Cluster:
 
     async def apply_status(
         self, namespace: str, name: str, status: Mapping[str, Any], owner: str
-    ) -> None:
-        """Server-side apply of (a part of) a FineTuneJob's status; gone jobs are ignored."""
+    ) -> Json:
+        """Server-side apply of (a part of) a FineTuneJob's status; returns the job as it is then.
+        `ApiError` 404: it is gone."""
         path = _path(API_VERSION, "FineTuneJob", namespace, name)
         body = {
             "apiVersion": API_VERSION,
@@ -154,7 +155,7 @@ class Cluster:
             "status": status,
         }
         query = {"fieldManager": owner, "force": "true"}
-        await self._request("PATCH", f"{path}/status", query, body, APPLY)
+        return await self._request("PATCH", f"{path}/status", query, body, APPLY)
 
     async def post_event(self, event: Json) -> None:
         """Create an Event; the same one twice is one."""

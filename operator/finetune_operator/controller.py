@@ -59,7 +59,7 @@ class Controller:
             self.queue.forget(key)
             return None
         job = parse_job(body)
-        self.metrics.see(key, job.status)
+        self.metrics.see(key, job.status, job.version)
         if job.status.phase in ("Succeeded", "Failed"):
             return None  # final, whatever became of the children: saves four reads
         observed = await self._observe(job)
@@ -88,22 +88,23 @@ class Controller:
 
     async def _report(self, job: Job, done: Step) -> None:
         """Status first, then Events: an Event never tells what the status does not say."""
-        key = (job.namespace, job.name)
         if done.progress is not None:
             part = {"progress": done.progress.to_json_dict()}
-            await self.cluster.apply_status(*key, part, names.PROGRESS_FIELD_OWNER)
+            await self._write(job, part, names.PROGRESS_FIELD_OWNER)
         if done.status is None:
             return
-        body = done.status.to_json_dict()
-        await self.cluster.apply_status(*key, body, names.FIELD_OWNER)
-        shown = done.progress or job.status.progress
-        self.metrics.see(key, done.status.model_copy(update={"progress": shown}))
+        await self._write(job, done.status.to_json_dict(), names.FIELD_OWNER)
         log_change(job, done.status)
         for event in done.events:
             try:
                 await self.cluster.post_event(event_manifest(job, done.status, event, now()))
             except ApiError as error:  # a lost Event is not worth failing the pass
                 logger.warning("event not written: %s", error, extra={"job": "/".join(key)})
+
+    async def _write(self, job: Job, part: Json, owner: str) -> None:
+        key = (job.namespace, job.name)
+        after = parse_job(await self.cluster.apply_status(*key, part, owner))
+        self.metrics.see(key, after.status, after.version)
 
     async def resync(self) -> None:
         """Look at every job: what an event that was missed would have told."""

@@ -43,6 +43,7 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self._statuses: dict[Key, FineTuneJobStatus] = {}
+        self._versions: dict[Key, int] = {}
         self.reconcile_seconds = Histogram(
             "finetune_reconcile_seconds",
             "Duration of one pass over one job.",
@@ -62,13 +63,16 @@ class Metrics:
         )
         self.registry.register(_Statuses(self._statuses))
 
-    def see(self, key: Key, status: FineTuneJobStatus) -> None:
-        """This is the job's status now."""
-        self._statuses[key] = status
+    def see(self, key: Key, status: FineTuneJobStatus, version: int) -> None:
+        """This was the job's status at a resource version. Passes and progress reports both tell,
+        and their answers may cross: what is older than what is known changes nothing."""
+        if version >= self._versions.get(key, 0):
+            self._statuses[key], self._versions[key] = status, version
 
     def forget(self, key: Key) -> None:
         """The job is gone."""
         self._statuses.pop(key, None)
+        self._versions.pop(key, None)
 
     def keep_only(self, keys: Iterable[Key]) -> None:
         """Forget every other job."""

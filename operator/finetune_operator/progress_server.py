@@ -77,8 +77,8 @@ class ProgressEndpoint:
         if isinstance(new, Rejected) or new is None:
             return new
         part = {"progress": new.to_json_dict()}
-        await self._cluster.apply_status(*key, part, names.PROGRESS_FIELD_OWNER)
-        self._metrics.see(key, job.status.model_copy(update={"progress": new}))
+        now = parse_job(await self._cluster.apply_status(*key, part, names.PROGRESS_FIELD_OWNER))
+        self._metrics.see(key, now.status, now.version)
         return None
 
     async def _caller(self, request: web.Request, key: tuple[str, str]) -> Caller | Rejected:

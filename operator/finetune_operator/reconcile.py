@@ -30,6 +30,7 @@ class Job:
     name: str
     uid: str
     generation: int
+    version: int
     spec: FineTuneJobSpec | Refused
     status: FineTuneJobStatus
 
@@ -81,6 +82,7 @@ def parse_job(body: Mapping[str, Any]) -> Job:
         name=metadata["name"],
         uid=metadata["uid"],
         generation=metadata.get("generation", 0),
+        version=int(metadata["resourceVersion"]),
         spec=spec,
         status=FineTuneJobStatus.parse(body.get("status") or {}),
     )

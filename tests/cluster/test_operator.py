@@ -74,6 +74,12 @@ def to_training(kube: Kube, namespace: str) -> list[Json]:
     return pods(kube, namespace, "docs-train-0", 2)
 
 
+def event_reasons(kube: Kube, namespace: str) -> list[str]:
+    """Of the Events about the job."""
+    events = kube.items(f"/api/v1/namespaces/{namespace}/events")
+    return [e["reason"] for e in events if e["involvedObject"]["kind"] == "FineTuneJob"]
+
+
 def test_a_job_goes_from_apply_to_succeeded(kube: Kube, operator: Operator, namespace: str) -> None:
     apply(kube, namespace)
     workers = to_training(kube, namespace)
@@ -117,9 +123,11 @@ def test_a_job_goes_from_apply_to_succeeded(kube: Kube, operator: Operator, name
         "evalLossAfter": 2.0,
     }
     assert (status["progress"]["percent"], status["progress"]["activity"]) == (100, "Done")
-    events = kube.items(f"/api/v1/namespaces/{namespace}/events")
-    ours = [e["reason"] for e in events if e["involvedObject"]["kind"] == "FineTuneJob"]
-    assert sorted(ours) == sorted(["Preparing", "Starting", "Running", "Exporting", "Succeeded"])
+    phases = ["Preparing", "Starting", "Running", "Exporting", "Succeeded"]
+    # An Event is written after the status that it tells of: the last one may be under way.
+    last = "the Event of the end"
+    eventually(last, lambda: "Succeeded" in event_reasons(kube, namespace))
+    assert sorted(event_reasons(kube, namespace)) == sorted(phases)
 
 
 def test_both_worker_pods_are_made_within_two_seconds_of_the_end_of_prepare(

@@ -28,8 +28,8 @@ def samples(metrics: Metrics) -> dict[str, float]:
 
 def test_a_running_job_shows_what_it_reported_and_nothing_else() -> None:
     metrics = Metrics()
-    metrics.see(("team-a", "docs"), RUNNING)
-    metrics.see(("team-a", "new"), FineTuneJobStatus())
+    metrics.see(("team-a", "docs"), RUNNING, 7)
+    metrics.see(("team-a", "new"), FineTuneJobStatus(), 8)
     job = '{job="docs",namespace="team-a"}'
     assert samples(metrics) == {
         'finetune_jobs{namespace="team-a",phase="Pending"}': 1,
@@ -41,16 +41,23 @@ def test_a_running_job_shows_what_it_reported_and_nothing_else() -> None:
     }
 
 
+def test_an_answer_that_was_overtaken_does_not_turn_the_clock_back() -> None:
+    metrics, key = Metrics(), ("team-a", "docs")
+    metrics.see(key, RUNNING, 7)
+    metrics.see(key, FineTuneJobStatus(phase="Starting"), 6)
+    assert dict(metrics.statuses()) == {key: RUNNING}
+
+
 def test_a_series_goes_with_its_job() -> None:
     metrics = Metrics()
-    metrics.see(("team-a", "docs"), RUNNING)
+    metrics.see(("team-a", "docs"), RUNNING, 7)
     metrics.forget(("team-a", "docs"))
     assert samples(metrics) == {}
 
 
 def test_a_finished_job_is_counted_but_no_longer_followed() -> None:
     metrics = Metrics()
-    metrics.see(("team-a", "docs"), RUNNING.model_copy(update={"phase": "Succeeded"}))
+    metrics.see(("team-a", "docs"), RUNNING.model_copy(update={"phase": "Succeeded"}), 7)
     assert samples(metrics) == {'finetune_jobs{namespace="team-a",phase="Succeeded"}': 1}
 
 

@@ -33,7 +33,13 @@ def job_body(name: str = "docs", **overrides: Any) -> dict[str, Any]:
     body: dict[str, Any] = {
         "apiVersion": "finetune-operator.io/v1alpha1",
         "kind": "FineTuneJob",
-        "metadata": {"name": name, "namespace": "team-a", "uid": UID, "generation": 1},
+        "metadata": {
+            "name": name,
+            "namespace": "team-a",
+            "uid": UID,
+            "generation": 1,
+            "resourceVersion": "1",
+        },
         "spec": {**SPEC, **overrides.get("spec", {})},
     }
     if "status" in overrides:
