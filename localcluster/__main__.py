@@ -38,6 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     image.add_argument("--build-arg", action="append", default=[], metavar="K=V")
     tool = add("tool", "Print the path of a program, built if missing.", directory=False)
     tool.add_argument("name", nargs="+", help=", ".join(sorted(tools.all_tools())))
+    add("store", "Make ready only what images are built with, before a cluster is up.")
     add("prefetch", "Make all that `up` and `image` need, at once.", directory=False)
     needed = add("system-packages", "Install the Debian packages of nodes.", directory=False)
     needed.add_argument("--check", action="store_true", help="only say what is missing")
@@ -58,10 +59,13 @@ def _run(arguments: argparse.Namespace) -> int:
         cluster.up(layout, arguments.nodes, arguments.gpus)
     elif arguments.command == "down":
         cluster.down(layout, purge=arguments.purge)
+    elif arguments.command == "store":
+        cluster.open_store(layout)
     elif arguments.command == "status":
         return status.show(layout)
     else:
         build_args = dict(item.partition("=")[::2] for item in arguments.build_arg)
+        cluster.open_store(layout)
         images.build(layout, arguments.tag, arguments.dockerfile, arguments.context, build_args)
     return 0
 

@@ -42,6 +42,29 @@ def _adjust(layout: Layout, nodes: int, gpus: int, processes: Processes) -> Stat
     return state
 
 
+def open_store(layout: Layout) -> None:
+    """Make the nodes' image stores ready for builds: all that `up` does of them, and no more.
+
+    Images can be built by then, while the programs of the cluster are still being compiled.
+    """
+    packages.ensure()
+    tools.ensure(tools.IMAGE)
+    layout.directory.mkdir(parents=True, exist_ok=True)
+    with locked(layout.lock):
+        state = layout.load() or _new_state(1, 0)
+        if state.nodes == 0:
+            raise ClusterError(
+                f"{layout.directory} runs a control plane without nodes: images are built into a "
+                "node's store; take it down first (`python -m localcluster down`), or use another "
+                "--dir"
+            )
+        network.ensure(layout, state)
+        layout.save(state)
+        processes = Processes(layout)
+        for number in range(1, state.nodes + 1):
+            node.start_store(layout, state, processes, number)
+
+
 def prefetch() -> None:
     """Build every program and the base image, at the same time: one needs the processors, the other
     waits for the network and the disk."""

@@ -100,8 +100,8 @@ def _running(layout: Layout, processes: Processes) -> State:
     state = layout.load()
     if state is None or state.nodes == 0 or not processes.alive("containerd-1"):
         raise ClusterError(
-            f"no node runs in {layout.directory}: images are built into a node's store; "
-            f"start one by `python -m localcluster up --dir {layout.directory}`"
+            f"no image store runs in {layout.directory}: "
+            f"`python -m localcluster up --dir {layout.directory}`"
         )
     return state
 

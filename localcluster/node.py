@@ -36,11 +36,9 @@ def start_all(layout: Layout, state: State, processes: Processes) -> None:
     began, new_kubelets = datetime.now(UTC).replace(microsecond=0), set[int]()
     network.write_resolv_conf(layout)
     layout.volumes.mkdir(exist_ok=True)
-    restarted = [n for n in numbers if _start_containerd(layout, state, processes, n)]
-    if restarted:
-        processes.stop("buildkitd")  # it would hold on to the old connection
     for number in numbers:
-        _wait_for_containerd(layout, processes, number)
+        start_store(layout, state, processes, number)
+    for number in numbers:
         containers.ensure_pause(layout, number, programs["pause"])
         if _start_kubelet(layout, state, processes, number, programs["kubelet"]):
             new_kubelets.add(number)
@@ -57,6 +55,14 @@ def start_all(layout: Layout, state: State, processes: Processes) -> None:
         _wait_until_ready(api, layout, processes, number, since)
         set_gpus(api, number, state.gpus)
     addons.wait_until_ready(layout, state, processes)
+
+
+def start_store(layout: Layout, state: State, processes: Processes, number: int) -> None:
+    """Start a node's containerd, which has its images, and wait until it answers."""
+    cleanup.make_cgroup(layout.cgroup(number))
+    if _start_containerd(layout, state, processes, number):
+        processes.stop("buildkitd")  # it would hold on to the old connection
+    _wait_for_containerd(layout, processes, number)
 
 
 def _start_containerd(layout: Layout, state: State, processes: Processes, number: int) -> bool:
@@ -91,7 +97,6 @@ def _start_kubelet(
     name = kubelet_name(number)
     if processes.alive(name):
         return False
-    cleanup.make_cgroup(layout.cgroup(number))
     config = layout.node(number) / "kubelet.json"
     write_atomically(config, nodeconfig.kubelet(layout, state, number))
     command = [

@@ -42,11 +42,8 @@ class Target:
     builds: bool = True
     build_id: str = "0"
 
-    def up(self) -> None:
-        """Start it, where it is ours to start."""
-
-    def build_images(self) -> None:
-        """Both images, where the nodes find them."""
+    def prepare(self) -> None:
+        """Start it and build both images where the nodes find them, where that is ours to do."""
 
     @property
     def images(self) -> tuple[tuple[str, str], tuple[str, str]]:
@@ -149,24 +146,34 @@ def helper_manifest(
 class Local(Target):
     """The real one-machine Kubernetes of `localcluster/`."""
 
-    def up(self) -> None:
-        self._localcluster("prefetch")
-        self._localcluster("up", "--nodes", "1", "--gpus", "8")
-
-    def build_images(self) -> None:
-        command = [sys.executable, "-m", "localcluster", "image", "--context", "."]
-        small = [*command, OPERATOR, "--dockerfile", "operator/Dockerfile"]
-        large = [*command, TRAINER, "--dockerfile", "trainer_image/Dockerfile"]
-        # At the same time, because both wait for the network; one is enough to watch.
-        quiet = subprocess.Popen(
-            small, cwd=self.root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        failed = subprocess.run(large, cwd=self.root).returncode
-        said, _ = quiet.communicate()
-        if quiet.returncode or failed:
-            raise TargetError(f"an image could not be built, see above\n{said[-4000:]}")
-        print(said.splitlines()[-1])
+    def prepare(self) -> None:
+        # Images wait for the network and the disk, the programs of the cluster for the processors.
+        self._localcluster("store")
+        builds = [self._build(OPERATOR, "operator"), self._build(TRAINER, "trainer_image")]
+        try:
+            self._localcluster("prefetch")
+            self._localcluster("up", "--nodes", "1", "--gpus", "8")
+            for build, log in builds:
+                if build.wait() != 0:
+                    said = log.read_text(errors="replace")[-4000:]
+                    raise TargetError(f"an image could not be built, see {log}:\n{said}")
+                print(log.read_text().splitlines()[-1], flush=True)
+        finally:
+            for build, _ in builds:
+                build.terminate()  # nothing, if it has ended
         self.build_id = source_hash(self.root)
+
+    def _build(self, tag: str, directory: str) -> tuple[subprocess.Popen[bytes], Path]:
+        log = self.root / "build" / "demo" / f"image-{directory}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        print(f"building {tag} meanwhile; log: {log.relative_to(self.root)}", flush=True)
+        command = [sys.executable, "-m", "localcluster", "image", "--context", ".", tag]
+        dockerfile = ("--dockerfile", f"{directory}/Dockerfile")
+        with log.open("wb") as output:
+            build = subprocess.Popen(
+                [*command, *dockerfile], cwd=self.root, stdout=output, stderr=subprocess.STDOUT
+            )
+        return build, log
 
     def _localcluster(self, *arguments: str) -> None:
         command = [sys.executable, "-m", "localcluster", *arguments]
@@ -179,14 +186,12 @@ class Kind(Target):
 
     name = "finetune-demo"
 
-    def up(self) -> None:
+    def prepare(self) -> None:
         kind = program("kind")
         if self.name not in output([kind, "get", "clusters"]).split():
             subprocess.run([kind, "create", "cluster", "--name", self.name], check=True)
         Path(self.kubeconfig).parent.mkdir(parents=True, exist_ok=True)
         Path(self.kubeconfig).write_text(output([kind, "get", "kubeconfig", "--name", self.name]))
-
-    def build_images(self) -> None:
         for tag, directory in ((OPERATOR, "operator"), (TRAINER, "trainer_image")):
             build = ["docker", "build", "--tag", tag, "--file", f"{directory}/Dockerfile", "."]
             subprocess.run(build, check=True, cwd=self.root)

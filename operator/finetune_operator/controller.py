@@ -99,7 +99,7 @@ class Controller:
             try:
                 await self.cluster.post_event(event_manifest(job, done.status, event, now()))
             except ApiError as error:  # a lost Event is not worth failing the pass
-                logger.warning("event not written: %s", error, extra={"job": "/".join(key)})
+                logger.warning("event not written: %s", error, extra={"job": job.key})
 
     async def _write(self, job: Job, part: Json, owner: str) -> None:
         key = (job.namespace, job.name)
@@ -136,7 +136,7 @@ def parse_profiles(bodies: list[Json]) -> Mapping[str, FineTuneProfileSpec]:
 def log_change(job: Job, new: FineTuneJobStatus) -> None:
     """One line for every change of phase or message."""
     if (new.phase, new.message) != (job.status.phase, job.status.message):
-        extra = {"job": f"{job.namespace}/{job.name}", "attempt": new.attempt}
+        extra = {"job": job.key, "attempt": new.attempt}
         logger.info("%s: %s", new.phase, new.message, extra=extra)
 
 

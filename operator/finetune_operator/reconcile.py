@@ -34,6 +34,11 @@ class Job:
     spec: FineTuneJobSpec | Refused
     status: FineTuneJobStatus
 
+    @property
+    def key(self) -> str:
+        """How logs name it."""
+        return f"{self.namespace}/{self.name}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class World:
