@@ -59,6 +59,40 @@ EXIT_CODES: dict[FailureClass, ExitCode] = {
 """`Killed` has no code of its own: the process died of a signal, 128 + its number."""
 
 
+class Estimate(ApiModel):
+    """Memory of one training process by the model of `finetune_api.memory`, in bytes."""
+
+    parameters: int
+    gradients: int
+    optimizer: int
+    activations: int
+    logits: int
+    buffers: int
+    """Of communication, and what the libraries take."""
+    total: int
+    """On the accelerator."""
+    host: int = 0
+    """In the node's memory, by offloading."""
+
+
+class ResolvedTraining(ApiModel):
+    """What prepare has decided, where the job says `Auto`; elsewhere what the job says."""
+
+    zero_stage: Literal[1, 2, 3]
+    offload: Literal["None", "Optimizer", "OptimizerAndParameters"]
+    micro_batch_size: int
+    gradient_accumulation_steps: int
+    gradient_checkpointing: bool
+
+
+class LengthBin(ApiModel):
+    """One bar of the histogram of token lengths."""
+
+    up_to: int
+    """Longest example in it, in tokens."""
+    examples: int
+
+
 class PrepareFacts(ApiModel):
     """What prepare leaves for the status and for training."""
 
@@ -74,7 +108,7 @@ class PrepareFacts(ApiModel):
     dataset_revision: str | None = None
     """Commit of an `hf://` dataset."""
 
-    format: Literal["Chat", "Instruction", "Text"]
+    format: Literal["Chat", "Instruction", "Text", "Preference"]
     """Format of the data."""
 
     examples: int
@@ -95,6 +129,27 @@ class PrepareFacts(ApiModel):
     truncated_examples: int
     """Examples that were cut at the sequence length."""
 
+    dropped_examples: int = 0
+    """Examples left out: too long (by choice), or with nothing left to learn."""
+
+    split_examples: int = 0
+    """Examples that go on in another sequence."""
+
+    duplicate_examples: int = 0
+    """Examples that are word for word another one; they are trained on all the same."""
+
+    lengths: list[LengthBin] = []
+    """Histogram of the examples' lengths before anything is cut, at most 12 bars."""
+
+    retention_examples: int = 0
+    """Examples of the retention set."""
+
+    resolved: ResolvedTraining | None = None
+    """Every `Auto` that depends on the model."""
+
+    estimate: Estimate | None = None
+    """What one training process will need."""
+
     packing_efficiency: float
     """Real tokens per token computed, 0 to 1."""
 
@@ -109,7 +164,7 @@ class TrainFacts(ApiModel):
     """Optimizer steps done."""
 
     total_steps: int
-    """Optimizer steps of the whole run; success needs `step == total_steps`."""
+    """Optimizer steps of the whole run."""
 
     loss: float
     """Training loss of the last step."""
@@ -118,7 +173,27 @@ class TrainFacts(ApiModel):
     """Loss on the held-out part before the first step."""
 
     eval_loss_after: float | None = None
-    """Loss on the held-out part after the last step."""
+    """Loss on the held-out part of the result."""
+
+    retention_loss_before: float | None = None
+    """Loss on the retention set before the first step."""
+
+    retention_loss_after: float | None = None
+    """Loss on the retention set of the result."""
+
+    best_step: int | None = None
+    """The step whose weights are the result, where it is not the last one."""
+
+    stopped_early: bool = False
+    """Ended by `earlyStoppingPatience` before the last step; this is success too."""
+
+    resumed_from: int | None = None
+    """The step of the checkpoint that this attempt went on from."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether training reached its end: success needs it, whatever the exit code."""
+        return self.stopped_early or self.step >= self.total_steps
 
     tokens: int
     """Tokens trained on."""

@@ -42,6 +42,10 @@ class Node(ApiModel):
     gpu_resource_name: ResourceName = "nvidia.com/gpu"
     """Name of the GPU resource."""
 
+    gpu_memory_gib: Annotated[int, Field(ge=1, le=4096)] | None = Field(None, alias="gpuMemoryGiB")
+    """Memory of one GPU in GiB, such as 80. With it, a job that cannot fit is refused before it
+    holds a GPU, and every `Auto` that concerns memory is decided."""
+
     cpu: Quantity = "8"
     """CPU request of a worker pod."""
 

@@ -16,6 +16,10 @@ WORK_DATA = "data"
 """In the work directory: tokenised and packed data, written by prepare."""
 WORK_PREPARE_FACTS = "prepare.json"
 """In the work directory: `PrepareFacts`, written last by prepare."""
+WORK_RETENTION = "retention"
+"""In `data`: the split of the retention set."""
+WORK_CHECKPOINTS = "checkpoints"
+"""In the work directory: what an interrupted run goes on from."""
 WORK_RESULT = "result"
 """In the work directory: what training leaves for export (adapter or model as safetensors)."""
 WORK_TRAIN_FACTS = "train.json"
@@ -47,6 +51,47 @@ class LoraConfig(ApiModel):
     dropout: float
     target_modules: list[str]
     """Layer names, or `["all-linear"]`."""
+    use_rslora: bool = False
+    use_dora: bool = False
+    modules_to_save: list[str] = []
+
+
+class PreferenceConfig(ApiModel):
+    """As in `FineTuneJob.spec.method.preference`."""
+
+    beta: float
+    desirable_weight: float
+    undesirable_weight: float
+
+
+class EvaluationConfig(ApiModel):
+    """As in `FineTuneJob.spec.evaluation`."""
+
+    every_steps: int | None = None
+    early_stopping_patience: int | None = None
+    retention: SourceConfig | None = None
+    retention_max_examples: int = 500
+
+
+class CheckpointConfig(ApiModel):
+    """As in `FineTuneJob.spec.checkpoints`."""
+
+    every_steps: int | None = None
+    every_minutes: int | None = None
+    keep: int = 2
+    resume: bool = True
+
+
+class MemoryLimit(ApiModel):
+    """What one training process has, where the profile says so."""
+
+    accelerator_bytes: int | None = None
+    """Memory of one GPU; on a CPU the process's share of the pod's memory limit."""
+    host_bytes: int | None = None
+    """The process's share of the pod's memory limit: what offloading can use."""
+
+
+AutoField = Literal["microBatchSize", "gradientCheckpointing", "zeroStage", "offload"]
 
 
 class TrainingConfig(ApiModel):
@@ -80,17 +125,27 @@ class RunConfig(ApiModel):
     uid: str
     model: SourceConfig
     dataset: SourceConfig
-    dataset_format: Literal["Auto", "Chat", "Instruction", "Text"]
+    dataset_format: Literal["Auto", "Chat", "Instruction", "Text", "Preference"]
+    long_examples: Literal["Truncate", "Drop", "Split"] = "Truncate"
     eval_fraction: float
     """Part of the examples held out."""
-    objective: Literal["SFT"]
-    tuning: Literal["Full", "LoRA"]
+    objective: Literal["SFT", "CPT", "DPO", "KTO", "ORPO"]
+    preference: PreferenceConfig | None = None
+    """Set if and only if `objective` is DPO, KTO or ORPO."""
+    tuning: Literal["Full", "LoRA", "QLoRA"]
     lora: LoraConfig | None
-    """Set if and only if `tuning` is LoRA."""
+    """Set if and only if `tuning` is LoRA or QLoRA."""
     training: TrainingConfig
     num_nodes: int
     num_proc_per_node: int
     zero_stage: Literal[1, 2, 3]
+    offload: Literal["None", "Optimizer", "OptimizerAndParameters"] = "None"
+    auto: list[AutoField] = []
+    """What prepare may change for the model to fit into memory: the job says `Auto`, and what
+    stands here is the first choice."""
+    memory: MemoryLimit = MemoryLimit()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    checkpoints: CheckpointConfig = CheckpointConfig()
     accelerator: Literal["CUDA", "CPU"]
     work_dir: str
     """The job's own directory, seen by all its pods."""

@@ -21,7 +21,7 @@ PHASES: tuple[Phase, ...] = (
 )
 TERMINAL_PHASES: frozenset[Phase] = frozenset({"Succeeded", "Failed"})
 
-Activity = Literal["Loading", "Training", "Evaluating", "Saving", "Done"]
+Activity = Literal["Loading", "Training", "Evaluating", "Checkpointing", "Saving", "Done"]
 
 MAX_MESSAGE = 4096
 MAX_HISTORY = 50
@@ -128,13 +128,22 @@ class DatasetFacts(ApiModel):
     sequences: Count
     """Sequences after packing."""
 
+    duplicate_examples: Count = 0
+    """Examples that are word for word another one."""
+
+    dropped_examples: Count = 0
+    """Examples left out: too long (by choice), or with nothing left to learn."""
+
+    split_examples: Count = 0
+    """Examples that go on in another sequence."""
+
     truncated_fraction: Annotated[float, Field(ge=0, le=1)]
     """Part of the examples that were longer than the sequence length and cut."""
 
     packing_efficiency: Annotated[float, Field(ge=0, le=1)]
     """Real tokens per token computed."""
 
-    format: Literal["Chat", "Instruction", "Text"]
+    format: Literal["Chat", "Instruction", "Text", "Preference"]
     """The format that was found."""
 
 
@@ -161,6 +170,15 @@ class Resolved(ApiModel):
 
     gradient_accumulation_steps: Count | None = None
     """Forward passes per optimizer step."""
+
+    offload: ShortText | None = None
+    """What lies in the memory of the node instead of the GPU's."""
+
+    gradient_checkpointing: bool | None = None
+    """Whether activations are computed again in the backward pass."""
+
+    memory_gib: Annotated[float, Field(ge=0, le=1_000_000)] | None = Field(None, alias="memoryGiB")
+    """Estimated memory of one training process, on its GPU (on a CPU: in its pod)."""
 
     total_steps: Count | None = None
     """Optimizer steps in all."""
@@ -189,6 +207,12 @@ class OutputStatus(ApiModel):
 
     eval_loss_after: float | None = None
     """Loss of the tuned model on the held-out part."""
+
+    retention_loss_before: float | None = None
+    """Loss of the base model on the retention set."""
+
+    retention_loss_after: float | None = None
+    """Loss of the tuned model on the retention set: how much it forgot."""
 
 
 class LastFailure(ApiModel):

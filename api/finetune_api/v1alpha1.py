@@ -110,10 +110,17 @@ class DatasetSource(ApiModel):
     secret_ref: LocalObjectReference | None = None
     """A Secret in this namespace whose key `token` is the access token for `hf://`."""
 
-    format: Literal["Auto", "Chat", "Instruction", "Text"] = "Auto"
+    format: Literal["Auto", "Chat", "Instruction", "Text", "Preference"] = "Auto"
     """`Chat`: a list `messages` of `{role, content}`. `Instruction`: `prompt` and `completion` (or
-    `instruction`, `input`, `output`). `Text`: `text`. `Auto` looks at the first line. Only the
-    assistant's words (Chat) and the completion (Instruction) are learned."""
+    `instruction`, `input`, `output`). `Text`: `text`. `Preference`: `prompt`, `chosen` and
+    `rejected` (DPO, ORPO) or `prompt`, `completion` and `label` (KTO). `Auto` looks at the first
+    line. Only the assistant's words (Chat) and the completion (Instruction) are learned."""
+
+    long_examples: Literal["Auto", "Truncate", "Drop", "Split"] = "Auto"
+    """What becomes of examples longer than `spec.training.sequenceLength`: `Truncate` cuts their
+    end off, `Drop` leaves them out, `Split` (text only) goes on in another sequence. All are
+    counted in `status.dataset`. `Auto`: `Split` for continued pre-training (CPT), else
+    `Truncate`."""
 
     eval_fraction: Annotated[float, Field(ge=0, le=0.5)] = 0.05
     """Part of the examples held out to measure the loss before and after; 0 holds out none."""
@@ -150,6 +157,34 @@ class Lora(ApiModel):
     """Names of the layers that get an adapter; `[all-linear]`: every linear layer but the output
     head."""
 
+    use_rslora: bool = False
+    """Rank-stabilised LoRA: scale by alpha divided by the square root of rank, for large ranks."""
+
+    use_dora: bool = False
+    """DoRA: learn the length of each weight vector apart from its direction; slower, sometimes
+    better at low ranks."""
+
+    modules_to_save: Annotated[
+        list[Annotated[str, StringConstraints(min_length=1, max_length=256)]],
+        Field(max_length=16),
+    ] = []
+    """Names of layers that are trained whole beside the adapter and saved with it, such as
+    `embed_tokens` and `lm_head` for new tokens."""
+
+
+class Preference(ApiModel):
+    """Settings of DPO, KTO and ORPO."""
+
+    beta: Annotated[float, Field(gt=0, le=100)] = 0.1
+    """DPO and KTO: how closely the model is held to the base model; larger is closer. ORPO:
+    weight of the odds-ratio term."""
+
+    desirable_weight: Annotated[float, Field(gt=0, le=1000)] = 1.0
+    """KTO: weight of the loss on desirable examples; raise it where they are few."""
+
+    undesirable_weight: Annotated[float, Field(gt=0, le=1000)] = 1.0
+    """KTO: weight of the loss on undesirable examples."""
+
 
 class Method(ApiModel):
     """What is learned, and which weights change."""
@@ -157,22 +192,34 @@ class Method(ApiModel):
     model_config = ConfigDict(
         json_schema_extra=rules(
             rule(
-                "self.tuning == 'LoRA' || !has(self.lora)",
-                "spec.method.lora is only for tuning: LoRA; remove spec.method.lora "
+                "self.tuning != 'Full' || !has(self.lora)",
+                "spec.method.lora is only for tuning: LoRA or QLoRA; remove spec.method.lora "
                 "or set spec.method.tuning to LoRA",
                 ".lora",
+            ),
+            rule(
+                "self.objective in ['DPO', 'KTO', 'ORPO'] || !has(self.preference)",
+                "spec.method.preference is only for objective: DPO, KTO or ORPO; remove it",
+                ".preference",
             ),
         )
     )
 
-    objective: Literal["SFT"] = "SFT"
-    """`SFT`: supervised fine-tuning, next-token loss on what the assistant says."""
+    objective: Literal["SFT", "CPT", "DPO", "KTO", "ORPO"] = "SFT"
+    """`SFT`: supervised fine-tuning, next-token loss on what the assistant says. `CPT`: continued
+    pre-training, next-token loss on all of a text. `DPO`, `KTO`, `ORPO`: learn from preferences
+    (`spec.dataset.format: Preference`)."""
 
-    tuning: Literal["Full", "LoRA"] = "LoRA"
-    """`LoRA` trains a small adapter, `Full` trains all weights."""
+    tuning: Literal["Full", "LoRA", "QLoRA"] = "LoRA"
+    """`LoRA` trains a small adapter, `Full` trains all weights, `QLoRA` trains an adapter over base
+    weights of 4 bits (GPUs only)."""
 
     lora: Lora | None = None
-    """Settings of the adapter. Default with `LoRA`: rank 16, alpha 32, all linear layers."""
+    """Settings of the adapter. Default with `LoRA` and `QLoRA`: rank 16, alpha 32, all linear
+    layers."""
+
+    preference: Preference | None = None
+    """Settings of DPO, KTO and ORPO. Default: beta 0.1, equal weights."""
 
 
 class Training(ApiModel):
@@ -220,10 +267,11 @@ class Training(ApiModel):
 
     micro_batch_size: Annotated[int, Field(ge=1, le=65_536)] | Auto = "Auto"
     """Sequences per forward pass of one process; the rest is gradient accumulation. `Auto`: the
-    largest of 8, 4, 2, 1 that divides a process's share."""
+    largest of 8, 4, 2, 1 that divides a process's share and, by the estimate of prepare, fits into
+    memory."""
 
     sequence_length: Annotated[int, Field(ge=16, le=1_048_576)] = 2048
-    """Longest sequence in tokens; longer examples are truncated and counted."""
+    """Longest sequence in tokens; for longer examples see `spec.dataset.longExamples`."""
 
     packing: bool = True
     """Put several examples into one sequence, without attention between them."""
@@ -231,8 +279,9 @@ class Training(ApiModel):
     precision: Literal["BF16", "FP32"] = "BF16"
     """Numbers of the forward and backward pass; the optimizer always keeps 32-bit weights."""
 
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third slower."""
+    gradient_checkpointing: Literal["Auto", "Always", "Never"] = "Auto"
+    """Recompute activations in the backward pass: less memory, about a third slower. `Auto`: only
+    where the estimate of prepare says that it is needed to fit into memory."""
 
     seed: Annotated[int, Field(ge=0, le=4_294_967_295)] = 42
     """Seed of the data order, the held-out part and the adapter's first weights."""
@@ -253,7 +302,79 @@ class Zero(ApiModel):
     """DeepSpeed ZeRO: what is sharded over the processes."""
 
     stage: Literal[1, 2, 3] | Auto = "Auto"
-    """1: optimizer state, 2: gradients too, 3: weights too. `Auto`: 1 for LoRA, 2 for Full."""
+    """1: optimizer state, 2: gradients too, 3: weights too. `Auto`: the smallest that fits into
+    memory by the estimate of prepare, from 1 for LoRA and 2 for Full."""
+
+    offload: Literal["Auto", "None", "Optimizer", "OptimizerAndParameters"] = "Auto"
+    """What lies in the memory of the node instead of the GPU's: slower, and the way to models that
+    fit in no other. `Auto`: `None` unless nothing else fits."""
+
+
+class Retention(ApiModel):
+    """Text that the model should not forget."""
+
+    model_config = ConfigDict(
+        json_schema_extra=_source_rules(
+            _DATASET_URI,
+            "evaluation.retention",
+            "hf://owner/name[/file], pvc://claim/path/file.jsonl or configmap://name/key",
+        )
+    )
+
+    uri: Uri
+    """Where the text comes from, as in `spec.dataset.uri`; any format but Preference."""
+
+    revision: Annotated[str, StringConstraints(min_length=1, max_length=128)] | None = None
+    """Commit, branch or tag of an `hf://` dataset. Default: the main branch."""
+
+    secret_ref: LocalObjectReference | None = None
+    """A Secret in this namespace whose key `token` is the access token for `hf://`."""
+
+    max_examples: Annotated[int, Field(ge=1, le=100_000)] = 500
+    """Examples used, from the start of the data: they are evaluated before and after training."""
+
+
+class Evaluation(ApiModel):
+    """Measuring beside training. The held-out part is measured before and after in any case."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            rule(
+                "!has(self.earlyStoppingPatience) || has(self.everySteps)",
+                "spec.evaluation.earlyStoppingPatience counts evaluations; set "
+                "spec.evaluation.everySteps too",
+                ".earlyStoppingPatience",
+            ),
+        )
+    )
+
+    every_steps: Annotated[int, Field(ge=1, le=100_000_000)] | None = None
+    """Measure the loss on the held-out part after every so many optimizer steps, too; the
+    checkpoint with the lowest one is the result. Default: only before and after."""
+
+    early_stopping_patience: Annotated[int, Field(ge=1, le=1000)] | None = None
+    """End training, as done, after so many evaluations in a row without a lower loss."""
+
+    retention: Retention | None = None
+    """General text that the model should not forget; its loss is reported before and after."""
+
+
+class Checkpoints(ApiModel):
+    """What a run that is interrupted goes on from."""
+
+    every_steps: Annotated[int, Field(ge=1, le=100_000_000)] | None = None
+    """Save after every so many optimizer steps."""
+
+    every_minutes: Annotated[int, Field(ge=1, le=10_080)] | None = None
+    """Save when so many minutes have passed since the last one. Default: 15, where `everySteps`
+    is not given either."""
+
+    keep: Annotated[int, Field(ge=1, le=100)] = 2
+    """Newest checkpoints that are kept; the one with the lowest held-out loss is kept beside
+    them."""
+
+    resume: Literal["Auto", "Never"] = "Auto"
+    """`Auto` goes on from the last valid checkpoint, `Never` starts from the beginning."""
 
 
 class Output(ApiModel):
@@ -286,10 +407,46 @@ class FineTuneJobSpec(ApiModel):
             ),
             rule(
                 "!has(self.output) || !has(self.output.merge) || !self.output.merge"
-                " || !has(self.method) || self.method.tuning == 'LoRA'",
-                "spec.output.merge is only for spec.method.tuning: LoRA; remove it, a fully tuned "
-                "model is written whole anyway",
+                " || !has(self.method) || self.method.tuning != 'Full'",
+                "spec.output.merge is only for spec.method.tuning: LoRA or QLoRA; remove it, a "
+                "fully tuned model is written whole anyway",
                 ".output.merge",
+            ),
+            rule(
+                "!has(self.zero) || self.zero.offload != 'OptimizerAndParameters'"
+                " || type(self.zero.stage) == string || int(self.zero.stage) == 3",
+                "spec.zero.offload: OptimizerAndParameters needs spec.zero.stage 3 or Auto; lower "
+                "stages keep all parameters on every GPU",
+                ".zero.offload",
+            ),
+            rule(
+                "!has(self.method) || self.dataset.format == 'Auto'"
+                " || (self.method.objective in ['DPO', 'KTO', 'ORPO'])"
+                " == (self.dataset.format == 'Preference')",
+                "spec.dataset.format: Preference and spec.method.objective: DPO, KTO or ORPO "
+                "belong together; change one",
+                ".dataset.format",
+            ),
+            rule(
+                "!has(self.method) || self.method.objective != 'CPT'"
+                " || self.dataset.format in ['Auto', 'Text']",
+                "spec.method.objective: CPT learns all of a text and needs spec.dataset.format: "
+                "Text or Auto; for conversations use SFT",
+                ".dataset.format",
+            ),
+            rule(
+                "self.dataset.longExamples != 'Split'"
+                " || (has(self.method) && self.method.objective in ['SFT', 'CPT']"
+                " && self.dataset.format in ['Auto', 'Text']) || !has(self.method)",
+                "spec.dataset.longExamples: Split is only for text; use Truncate or Drop",
+                ".dataset.longExamples",
+            ),
+            rule(
+                "!has(self.evaluation) || !has(self.evaluation.everySteps)"
+                " || self.dataset.evalFraction > 0.0",
+                "spec.evaluation.everySteps measures on held-out examples; set "
+                "spec.dataset.evalFraction above 0",
+                ".evaluation.everySteps",
             ),
         )
     )
@@ -314,6 +471,12 @@ class FineTuneJobSpec(ApiModel):
 
     zero: Zero = Zero()
     """How DeepSpeed shards the training state."""
+
+    evaluation: Evaluation = Evaluation()
+    """Measuring beside training."""
+
+    checkpoints: Checkpoints = Checkpoints()
+    """What a run that is interrupted goes on from."""
 
     output: Output | None = None
     """Where the result goes. Default: the directory `output` of the job's own claim

@@ -24,7 +24,7 @@ RUN_DIR = "/etc/finetune/run"
 RUN_JSON = f"{RUN_DIR}/run.json"
 WORK_MOUNT = "/var/finetune/work"
 CLAIMS_DIR = "/var/finetune/claims"
-CONFIGMAP_DIR = "/var/finetune/dataset"
+CONFIGMAP_DIR = "/var/finetune/configmaps"
 TOKEN_DIR = "/var/run/secrets/kubeflow/trainer"  # noqa: S105 (a path)
 TMP_DIR = "/tmp"  # noqa: S108 (a volume of the pod's own)
 

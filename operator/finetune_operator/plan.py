@@ -10,16 +10,23 @@ from finetune_api.base import ApiModel
 from finetune_api.profile import FineTuneProfileSpec
 from finetune_api.run_config import (
     WORK_OUTPUT,
+    AutoField,
+    CheckpointConfig,
+    EvaluationConfig,
     LoraConfig,
+    MemoryLimit,
+    PreferenceConfig,
     RunConfig,
     SourceConfig,
     TrainingConfig,
 )
-from finetune_api.v1alpha1 import FineTuneJobSpec, Lora, Training
+from finetune_api.v1alpha1 import FineTuneJobSpec, Lora, Preference, Training
 from finetune_operator import names
 
 AUTO_MICRO_BATCHES = (8, 4, 2, 1)
-AUTO_STAGE: dict[str, Literal[1, 2, 3]] = {"LoRA": 1, "Full": 2}
+AUTO_STAGE: dict[str, Literal[1, 2, 3]] = {"LoRA": 1, "QLoRA": 1, "Full": 2}
+PREFERENCES = ("DPO", "KTO", "ORPO")
+DEFAULT_CHECKPOINT_MINUTES = 15
 
 
 class Snapshot(ApiModel):
@@ -166,8 +173,9 @@ def _run_config(namespace: str, name: str, uid: str, snapshot: Snapshot, paths: 
     output_dir = f"{work_dir}/{WORK_OUTPUT}"
     if spec.output is not None:
         output_uri, output_dir = spec.output.uri, source_path(spec.output.uri, paths) or ""
-    lora = (spec.method.lora or Lora()) if spec.method.tuning == "LoRA" else None
-    stage = spec.zero.stage
+    method, stage = spec.method, spec.zero.stage
+    lora = None if method.tuning == "Full" else method.lora or Lora()
+    preference = (method.preference or Preference()) if method.objective in PREFERENCES else None
     return RunConfig(
         namespace=namespace,
         name=name,
@@ -183,14 +191,21 @@ def _run_config(namespace: str, name: str, uid: str, snapshot: Snapshot, paths: 
             revision=spec.dataset.revision,
         ),
         dataset_format=spec.dataset.format,
+        long_examples=_long_examples(spec),
         eval_fraction=spec.dataset.eval_fraction,
-        objective=spec.method.objective,
-        tuning=spec.method.tuning,
+        objective=method.objective,
+        preference=PreferenceConfig.parse(preference.to_json_dict()) if preference else None,
+        tuning=method.tuning,
         lora=LoraConfig.parse(lora.to_json_dict()) if lora else None,
         training=_training(spec.training, spec.workers.num_nodes * procs),
         num_nodes=spec.workers.num_nodes,
         num_proc_per_node=procs,
-        zero_stage=AUTO_STAGE[spec.method.tuning] if stage == "Auto" else stage,
+        zero_stage=AUTO_STAGE[method.tuning] if stage == "Auto" else stage,
+        offload="None" if spec.zero.offload == "Auto" else spec.zero.offload,
+        auto=_auto(spec),
+        memory=_memory(profile, procs),
+        evaluation=_evaluation(spec, paths),
+        checkpoints=_checkpoints(spec),
         accelerator=profile.node.accelerator,
         work_dir=work_dir,
         output_uri=output_uri,
@@ -224,18 +239,88 @@ def _training(training: Training, world: int) -> TrainingConfig:
         sequence_length=training.sequence_length,
         packing=training.packing,
         precision=training.precision,
-        gradient_checkpointing=training.gradient_checkpointing,
+        gradient_checkpointing=training.gradient_checkpointing == "Always",
         seed=training.seed,
     )
 
 
-def source_path(uri: str, paths: Paths) -> str | None:
-    """Where a `pvc://` or `configmap://` source is mounted; None for what must be fetched."""
+def _auto(spec: FineTuneJobSpec) -> list[AutoField]:
+    wanted: dict[AutoField, object] = {
+        "microBatchSize": spec.training.micro_batch_size,
+        "gradientCheckpointing": spec.training.gradient_checkpointing,
+        "zeroStage": spec.zero.stage,
+        "offload": spec.zero.offload,
+    }
+    return [name for name, value in wanted.items() if value == "Auto"]
+
+
+def _long_examples(spec: FineTuneJobSpec) -> Literal["Truncate", "Drop", "Split"]:
+    if spec.dataset.long_examples != "Auto":
+        return spec.dataset.long_examples
+    return "Split" if spec.method.objective == "CPT" else "Truncate"
+
+
+def _memory(profile: FineTuneProfileSpec, procs: int) -> MemoryLimit:
+    """Of one process; the pod's memory is shared by its processes, `/dev/shm` lies in it too."""
+    host = quantity_bytes(profile.node.memory) // procs
+    gib = profile.node.gpu_memory_gib
+    if profile.node.accelerator == "CPU":
+        return MemoryLimit(accelerator_bytes=host, host_bytes=host)
+    return MemoryLimit(accelerator_bytes=gib * 2**30 if gib else None, host_bytes=host)
+
+
+def _evaluation(spec: FineTuneJobSpec, paths: Paths) -> EvaluationConfig:
+    wanted = spec.evaluation
+    retention = wanted.retention
+    return EvaluationConfig(
+        every_steps=wanted.every_steps,
+        early_stopping_patience=wanted.early_stopping_patience,
+        retention=SourceConfig(
+            uri=retention.uri,
+            path=source_path(retention.uri, paths, "retention"),
+            revision=retention.revision,
+        )
+        if retention
+        else None,
+        retention_max_examples=retention.max_examples if retention else 500,
+    )
+
+
+def _checkpoints(spec: FineTuneJobSpec) -> CheckpointConfig:
+    wanted = spec.checkpoints
+    minutes = wanted.every_minutes
+    if wanted.every_steps is None and minutes is None:
+        minutes = DEFAULT_CHECKPOINT_MINUTES
+    return CheckpointConfig(
+        every_steps=wanted.every_steps,
+        every_minutes=minutes,
+        keep=wanted.keep,
+        resume=wanted.resume == "Auto",
+    )
+
+
+_UNITS = {"": 1, "m": 0.001}
+_UNITS |= {letter: 1000**power for power, letter in enumerate("kMGTP", 1)}
+_UNITS |= {f"{letter}i": 1024**power for power, letter in enumerate("KMGTP", 1)}
+
+
+def quantity_bytes(quantity: str) -> int:
+    """A Kubernetes quantity such as `64Gi` as a number."""
+    digits = quantity.rstrip("kKMGTPim")
+    return int(float(digits) * _UNITS[quantity[len(digits) :]])
+
+
+def source_path(uri: str, paths: Paths, of: str = "dataset") -> str | None:
+    """Where a `pvc://` or `configmap://` source is mounted; None for what must be fetched.
+
+    Args:
+        of: Which source: every one from a ConfigMap has a directory of its own.
+    """
     scheme, _, rest = uri.partition("://")
     if scheme == "pvc":
         return f"{paths.claims_dir}/{rest}"
     if scheme == "configmap":
-        return f"{paths.configmap_dir}/{rest.partition('/')[2]}"
+        return f"{paths.configmap_dir}/{of}/{rest.partition('/')[2]}"
     return None
 
 

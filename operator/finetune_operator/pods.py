@@ -79,8 +79,13 @@ def _env(plan: Plan, stage: Stage, attempt: int, settings: Settings) -> list[Man
         {"name": "TRITON_CACHE_DIR", "value": f"{names.TMP_DIR}/triton"},
     ]
     if stage == "prepare":
-        for variable, source in (("HF_TOKEN", spec.model), ("HF_TOKEN_DATASET", spec.dataset)):
-            if source.secret_ref is not None:
+        sources = (
+            ("HF_TOKEN", spec.model),
+            ("HF_TOKEN_DATASET", spec.dataset),
+            ("HF_TOKEN_RETENTION", spec.evaluation.retention),
+        )
+        for variable, source in sources:
+            if source is not None and source.secret_ref is not None:
                 ref = {"name": source.secret_ref.name, "key": "token"}
                 found.append({"name": variable, "valueFrom": {"secretKeyRef": ref}})
     if plan.run.accelerator == "CPU":
@@ -132,20 +137,31 @@ def _claims(plan: Plan, stage: Stage) -> dict[str, bool]:
     """Claims of other people that a stage mounts, and whether read-only."""
     spec = plan.snapshot.spec
     if stage == "prepare":
-        wanted = [claim_of(spec.model.uri), claim_of(spec.dataset.uri)]
-        return {claim: True for claim in wanted if claim}
+        claims = (claim_of(uri) for uri in (spec.model.uri, *_data_uris(plan).values()))
+        return {claim: True for claim in claims if claim}
     if stage == "export" and spec.output is not None:
         claim = claim_of(spec.output.uri)
         return {claim: False} if claim else {}
     return {}
 
 
-def _config_map_key(plan: Plan, stage: Stage) -> tuple[str, str] | None:
-    scheme, _, rest = plan.snapshot.spec.dataset.uri.partition("://")
-    if stage != "prepare" or scheme != "configmap":
-        return None
-    name, _, key = rest.partition("/")
-    return name, key
+def _data_uris(plan: Plan) -> dict[str, str]:
+    """All that is read as examples, by what it is for."""
+    spec = plan.snapshot.spec
+    retention = spec.evaluation.retention
+    return {"dataset": spec.dataset.uri} | ({"retention": retention.uri} if retention else {})
+
+
+def _config_maps(plan: Plan, stage: Stage) -> dict[str, str]:
+    """Names of the ConfigMaps with examples, by what they are for."""
+    if stage != "prepare":
+        return {}
+    parts = {of: uri.partition("://") for of, uri in _data_uris(plan).items()}
+    return {
+        of: rest.partition("/")[0]
+        for of, (scheme, _, rest) in parts.items()
+        if scheme == "configmap"
+    }
 
 
 def _volumes(plan: Plan, stage: Stage) -> list[Manifest]:
@@ -160,10 +176,9 @@ def _volumes(plan: Plan, stage: Stage) -> list[Manifest]:
     for number, (claim, read_only) in enumerate(sorted(_claims(plan, stage).items())):
         source = {"claimName": claim} | ({"readOnly": True} if read_only else {})
         found.append({"name": f"claim-{number}", "persistentVolumeClaim": source})
-    dataset = _config_map_key(plan, stage)
-    if dataset is not None:
+    for of, name in _config_maps(plan, stage).items():
         # Optional, so that prepare starts and says what is missing, instead of waiting for ever.
-        found.append({"name": "dataset", "configMap": {"name": dataset[0], "optional": True}})
+        found.append({"name": of, "configMap": {"name": name, "optional": True}})
     if stage == "train":
         shm = {"medium": "Memory", "sizeLimit": profile.node.shared_memory}
         found.append({"name": "shm", "emptyDir": shm})
@@ -187,8 +202,9 @@ def _mounts(plan: Plan, stage: Stage) -> list[Manifest]:
     for number, (claim, read_only) in enumerate(sorted(_claims(plan, stage).items())):
         mount: Manifest = {"name": f"claim-{number}", "mountPath": f"{names.CLAIMS_DIR}/{claim}"}
         found.append(mount | ({"readOnly": True} if read_only else {}))
-    if _config_map_key(plan, stage) is not None:
-        found.append({"name": "dataset", "mountPath": names.CONFIGMAP_DIR, "readOnly": True})
+    for of in _config_maps(plan, stage):
+        path = f"{names.CONFIGMAP_DIR}/{of}"
+        found.append({"name": of, "mountPath": path, "readOnly": True})
     if stage == "train":
         found.append({"name": "shm", "mountPath": "/dev/shm"})  # noqa: S108 (a volume of its own)
         found.append({"name": "progress", "mountPath": names.TOKEN_DIR, "readOnly": True})

@@ -114,7 +114,7 @@ def decide(
             return Start(stage="train", attempt=old.attempt or 0), found
         if train.state == "Active":
             return _watch(train), found
-        if train.state == "Failed" or trained is None or trained.step < trained.total_steps:
+        if train.state == "Failed" or trained is None or not trained.complete:
             return Fail(failure=explain(train, now, plan.run.num_proc_per_node)), found
     found = Evidence(prepare=facts, train=trained)
 

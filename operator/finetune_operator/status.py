@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from finetune_api.outcome import PrepareFacts, TrainFacts
+from finetune_api.outcome import PrepareFacts, ResolvedTraining, TrainFacts
+from finetune_api.run_config import RunConfig
 from finetune_api.status import (
     MAX_MESSAGE,
     Condition,
@@ -176,17 +177,34 @@ def _resolved(
         return old.resolved
     before = old.resolved or Resolved()
     run = plan.run
+    decided = facts.resolved if facts and facts.resolved else _known(run, before)
+    estimate = facts.estimate if facts else None
     return Resolved(
         profile=plan.snapshot.profile_name,
         image=plan.snapshot.image,
         num_nodes=run.num_nodes,
         num_proc_per_node=run.num_proc_per_node,
-        zero_stage=run.zero_stage,
-        micro_batch_size=run.training.micro_batch_size,
-        gradient_accumulation_steps=run.training.gradient_accumulation_steps,
+        **decided.model_dump(),
+        memory_gib=round(estimate.total / 2**30, 2) if estimate else before.memory_gib,
         total_steps=facts.total_steps if facts else before.total_steps,
         model_revision=facts.model_revision if facts else before.model_revision,
         parameters=facts.parameters if facts else before.parameters,
+    )
+
+
+def _known(run: RunConfig, before: Resolved) -> ResolvedTraining:
+    """What has been decided so far: by prepare in an earlier pass, else by the plan."""
+    if before.offload is not None:
+        return ResolvedTraining.model_validate(
+            {name: getattr(before, name) for name in ResolvedTraining.model_fields}
+        )
+    training = run.training
+    return ResolvedTraining(
+        zero_stage=run.zero_stage,
+        offload=run.offload,
+        micro_batch_size=training.micro_batch_size,
+        gradient_accumulation_steps=training.gradient_accumulation_steps,
+        gradient_checkpointing=training.gradient_checkpointing,
     )
 
 
@@ -200,6 +218,9 @@ def _dataset(facts: PrepareFacts | None) -> DatasetFacts | None:
         tokens=facts.tokens,
         trained_tokens=facts.trained_tokens,
         sequences=facts.sequences,
+        duplicate_examples=facts.duplicate_examples,
+        dropped_examples=facts.dropped_examples,
+        split_examples=facts.split_examples,
         truncated_fraction=round(facts.truncated_examples / total, 4) if total else 0.0,
         packing_efficiency=round(facts.packing_efficiency, 4),
         format=facts.format,
@@ -218,4 +239,6 @@ def _output(
         bytes=facts.bytes,
         eval_loss_before=train.eval_loss_before if train else facts.eval_loss_before,
         eval_loss_after=train.eval_loss_after if train else facts.eval_loss_after,
+        retention_loss_before=train.retention_loss_before if train else None,
+        retention_loss_after=train.retention_loss_after if train else None,
     )

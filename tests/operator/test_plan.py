@@ -9,7 +9,7 @@ import pytest
 
 from finetune_api.profile import FineTuneProfileSpec
 from finetune_api.v1alpha1 import FineTuneJobSpec
-from finetune_operator.plan import Refused, Snapshot, make_plan, make_snapshot
+from finetune_operator.plan import Refused, Snapshot, make_plan, make_snapshot, quantity_bytes
 
 
 def snapshot(spec: dict[str, Any], **profiles: dict[str, Any]) -> Snapshot | Refused:
@@ -39,10 +39,19 @@ def test_a_five_line_job_is_resolved_completely() -> None:
             "path": "/var/finetune/claims/team-data/docs.jsonl",
         },
         "datasetFormat": "Auto",
+        "longExamples": "Truncate",
         "evalFraction": 0.05,
         "objective": "SFT",
         "tuning": "LoRA",
-        "lora": {"rank": 16, "alpha": 32, "dropout": 0.0, "targetModules": ["all-linear"]},
+        "lora": {
+            "rank": 16,
+            "alpha": 32,
+            "dropout": 0.0,
+            "targetModules": ["all-linear"],
+            "useRslora": False,
+            "useDora": False,
+            "modulesToSave": [],
+        },
         "training": {
             "epochs": 1.0,
             "learningRate": 0.0002,
@@ -62,12 +71,44 @@ def test_a_five_line_job_is_resolved_completely() -> None:
         "numNodes": 1,
         "numProcPerNode": 8,
         "zeroStage": 1,
+        "offload": "None",
+        "auto": ["microBatchSize", "gradientCheckpointing", "zeroStage", "offload"],
+        "memory": {"hostBytes": 8 * 2**30},
+        "evaluation": {"retentionMaxExamples": 500},
+        "checkpoints": {"everyMinutes": 15, "keep": 2, "resume": True},
         "accelerator": "CUDA",
         "workDir": "/var/finetune/work",
         "outputUri": "pvc://docs-work/output",
         "outputDir": "/var/finetune/work/output",
         "merge": False,
     }
+
+
+def test_what_the_job_says_is_not_left_to_prepare() -> None:
+    found = run_config(
+        {
+            "training": {"microBatchSize": 2, "gradientCheckpointing": "Always"},
+            "zero": {"stage": 3, "offload": "Optimizer"},
+        }
+    )
+    decided = (found["auto"], found["offload"], found["training"]["gradientCheckpointing"])
+    assert decided == ([], "Optimizer", True)
+
+
+def test_preferences_and_continued_pre_training_get_their_own_settings() -> None:
+    dpo = run_config({"method": {"objective": "DPO"}})
+    cpt = run_config({"method": {"objective": "CPT"}})
+    weights = {"beta": 0.1, "desirableWeight": 1.0, "undesirableWeight": 1.0}
+    assert (dpo["preference"], dpo["longExamples"]) == (weights, "Truncate")
+    assert (cpt.get("preference"), cpt["longExamples"]) == (None, "Split")
+
+
+@pytest.mark.parametrize(
+    ("quantity", "expected"),
+    [("64Gi", 64 * 2**30), ("1.5G", 1_500_000_000), ("512", 512), ("100m", 0), ("2Ti", 2**41)],
+)
+def test_quantities_are_read_as_kubernetes_writes_them(quantity: str, expected: int) -> None:
+    assert quantity_bytes(quantity) == expected
 
 
 def test_full_tuning_gets_stage_2_and_no_adapter() -> None:

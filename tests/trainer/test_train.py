@@ -151,7 +151,7 @@ def test_memory_advice_names_only_what_the_run_has_not_done() -> None:
     assert memory_advice(greedy) == (
         "the model and its training state do not fit into the worker's memory; in this order: "
         "lower spec.training.microBatchSize (now 4), "
-        "set spec.training.gradientCheckpointing: true, use spec.method.tuning: LoRA, "
+        "set spec.training.gradientCheckpointing: Always, use spec.method.tuning: LoRA, "
         "use spec.training.precision: BF16, shorten spec.training.sequenceLength (now 32), "
         "use more workers or a profile with more memory"
     )

@@ -168,7 +168,7 @@ def memory_advice(run: RunConfig) -> str:
     if training.micro_batch_size > 1:
         fixes.append(f"lower spec.training.microBatchSize (now {training.micro_batch_size})")
     if not training.gradient_checkpointing:
-        fixes.append("set spec.training.gradientCheckpointing: true")
+        fixes.append("set spec.training.gradientCheckpointing: Always")
     if run.zero_stage < 3 and run.world_size > 1:
         fixes.append(f"set spec.zero.stage: 3 (now {run.zero_stage})")
     if run.tuning == "Full":
