@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import ConfigDict, Field, StringConstraints
 
 from finetune_api.base import ApiModel
 from finetune_api.outcome import FailureClass
 
-Phase = Literal["Pending", "Preparing", "Starting", "Running", "Exporting", "Succeeded", "Failed"]
-PHASES: tuple[Phase, ...] = (
+Phase = Literal[
     "Pending",
     "Preparing",
     "Starting",
     "Running",
+    "Restarting",
     "Exporting",
     "Succeeded",
     "Failed",
-)
+]
+PHASES: tuple[Phase, ...] = get_args(Phase)
 TERMINAL_PHASES: frozenset[Phase] = frozenset({"Succeeded", "Failed"})
 
 Activity = Literal["Loading", "Training", "Evaluating", "Checkpointing", "Saving", "Done"]
@@ -216,7 +217,7 @@ class OutputStatus(ApiModel):
 
 
 class LastFailure(ApiModel):
-    """Why the job failed, and where."""
+    """Why the job, or its last attempt, failed, and where."""
 
     model_config = ConfigDict(protected_namespaces=())
 
@@ -247,6 +248,40 @@ class LastFailure(ApiModel):
 
     time: Time
     """When it failed."""
+
+
+class RestartEntry(ApiModel):
+    """One attempt that ended without success."""
+
+    model_config = ConfigDict(protected_namespaces=())
+
+    attempt: Count
+    """The attempt."""
+
+    cause: Literal["User", "Platform", "Disruption"]
+    """Whose fault it was: `User` ends the job, the others have budgets of their own."""
+
+    failure_class: FailureClass = Field(alias="class")
+    """What happened."""
+
+    step: Count | None = None
+    """The last step that it reported."""
+
+    time: Time
+    """When it was seen to have ended."""
+
+
+class Restarts(ApiModel):
+    """Attempts that ended without success."""
+
+    counted: Count = 0
+    """Failures of the platform: they spend `spec.restartPolicy.maxRestarts`."""
+
+    disruptions: Count = 0
+    """Preemptions, drains and lost nodes: they spend `spec.restartPolicy.maxDisruptions`."""
+
+    history: Annotated[list[RestartEntry], Field(max_length=50)] = []
+    """The last 50, oldest first."""
 
 
 class StageTimes(ApiModel):
@@ -286,6 +321,9 @@ class FineTuneJobStatus(ApiModel):
     attempt: Count | None = None
     """The current attempt to train, counted from 0."""
 
+    restarts: Restarts | None = None
+    """Attempts that ended without success."""
+
     stages: Annotated[list[StageTimes], Field(max_length=3)] = []
     """When each stage began and ended."""
 
@@ -302,4 +340,4 @@ class FineTuneJobStatus(ApiModel):
     """Where the result is."""
 
     last_failure: LastFailure | None = None
-    """Why the job failed, and where."""
+    """Why the job, or its last attempt, failed, and where."""

@@ -377,6 +377,22 @@ class Checkpoints(ApiModel):
     """`Auto` goes on from the last valid checkpoint, `Never` starts from the beginning."""
 
 
+class RestartPolicy(ApiModel):
+    """How often training may start again. What is the user's to mend (a wrong setting, bad data,
+    too little memory, divergence) ends the job at once."""
+
+    max_restarts: Annotated[int, Field(ge=0, le=1000)] = 3
+    """Failures of the platform (a worker killed, a lost connection, a hang) after which training
+    goes on from the last checkpoint; also how many attempts in a row may get no further."""
+
+    window_seconds: Annotated[int, Field(ge=60, le=31_536_000)] | None = None
+    """Count only failures of the last so many seconds, for long runs. Default: all."""
+
+    max_disruptions: Annotated[int, Field(ge=0, le=10_000)] = 100
+    """Disruptions (preemption, drain, eviction, a lost node) after which training goes on; they do
+    not count as restarts."""
+
+
 class Output(ApiModel):
     """Where the result goes."""
 
@@ -477,6 +493,9 @@ class FineTuneJobSpec(ApiModel):
 
     checkpoints: Checkpoints = Checkpoints()
     """What a run that is interrupted goes on from."""
+
+    restart_policy: RestartPolicy = RestartPolicy()
+    """How often training may start again."""
 
     output: Output | None = None
     """Where the result goes. Default: the directory `output` of the job's own claim

@@ -26,6 +26,8 @@ class PodFacts:
     waiting: str | None
     """Why it does not run yet, in the words of the scheduler or the kubelet."""
     deleted: bool
+    disrupted: bool
+    """The platform took it away: preempted, drained, evicted, its node shut down or lost."""
     exit_code: int | None
     finished: str | None
     """When its container ended."""
@@ -121,12 +123,26 @@ def pod_facts(pod: Raw) -> PodFacts:
         phase=status.get("phase", "Pending"),
         waiting=_waiting(status, container),
         deleted="deletionTimestamp" in metadata,
+        disrupted=_disrupted(status),
         exit_code=ended.get("exitCode"),
         finished=ended.get("finishedAt"),
         outcome=outcome,
         message=None if outcome else message,
         reason=status.get("reason") or ended.get("reason"),
     )
+
+
+NODE_REASONS = ("NodeLost", "Terminated", "Shutdown", "NodeShutdown", "Preempting")
+"""Reasons that a kubelet or the node controller gives a pod whose node goes or is lost."""
+
+
+def _disrupted(status: Raw) -> bool:
+    """Eviction for using too much local storage is the pod's own doing and has no such condition;
+    neither has a pod that its Job removes because a peer has failed."""
+    conditions = status.get("conditions") or []
+    if any(c["type"] == "DisruptionTarget" and c["status"] == "True" for c in conditions):
+        return True
+    return status.get("reason") in NODE_REASONS
 
 
 def _waiting(status: Raw, container: Raw) -> str | None:

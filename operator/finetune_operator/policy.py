@@ -18,9 +18,10 @@ from finetune_api.outcome import (
     PrepareFacts,
     TrainFacts,
 )
-from finetune_api.status import FineTuneJobStatus, LastFailure
+from finetune_api.status import FineTuneJobStatus, LastFailure, Restarts
 from finetune_operator.observe import Observed, PodFacts, StageFacts, seconds
 from finetune_operator.plan import Plan, Refused
+from finetune_operator.restarts import Enough, add, entry, judge
 
 KILLED_CODES = range(129, 160)
 """Exit codes of a process that died of a signal."""
@@ -40,6 +41,8 @@ class Start:
 
     stage: Literal["prepare", "train", "export"]
     attempt: int = 0
+    restarts: Restarts | None = None
+    """Where they have changed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +68,20 @@ class Fail:
     """The job is over."""
 
     failure: LastFailure
+    restarts: Restarts | None = None
+    """Where they have changed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Restart:
+    """An attempt has failed, and the next one is to come."""
+
+    attempt: int
+    """The one that failed."""
+    failure: LastFailure
+    restarts: Restarts
+    at: float
+    """When the next may start, in seconds since the epoch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +97,7 @@ class Evidence:
     train: TrainFacts | None = None
 
 
-Decision = Wait | Start | Watch | Succeed | Fail | Finished
+Decision = Wait | Start | Watch | Restart | Succeed | Fail | Finished
 
 
 def decide(
@@ -115,7 +132,7 @@ def decide(
         if train.state == "Active":
             return _watch(train), found
         if train.state == "Failed" or trained is None or not trained.complete:
-            return Fail(failure=explain(train, now, plan.run.num_proc_per_node)), found
+            return _again(plan, old, train, now), found
     found = Evidence(prepare=facts, train=trained)
 
     export = observed.stage("export")
@@ -127,6 +144,24 @@ def decide(
     if export.state == "Failed" or result is None:
         return Fail(failure=explain(export, now, plan.run.num_proc_per_node)), found
     return Succeed(facts=result), found
+
+
+def _again(plan: Plan, old: FineTuneJobStatus, train: StageFacts, now: str) -> Decision:
+    """After a failed attempt: the next one, now or later, or the end of the job."""
+    before = old.restarts or Restarts()
+    known = any(e.attempt == train.attempt for e in before.history) and old.last_failure
+    # What an earlier pass has found out stays: pods and their words may be gone by now.
+    failure = known or explain(train, now, plan.run.num_proc_per_node)
+    restarts = add(before, entry(train, failure, old, now))
+    verdict = judge(plan.snapshot.spec.restart_policy, restarts)
+    if isinstance(verdict, Enough):
+        user = restarts.history[-1].cause == "User"
+        said = failure.message if user else f"{failure.message}; not started again: {verdict.why}"
+        return Fail(failure=failure.model_copy(update={"message": said}), restarts=restarts)
+    alive = any(pod.phase in ("Pending", "Running") for pod in train.pods)
+    if alive or seconds(now) < verdict.at:
+        return Restart(attempt=train.attempt, failure=failure, restarts=restarts, at=verdict.at)
+    return Start(stage="train", attempt=train.attempt + 1, restarts=restarts)
 
 
 def is_done(status: FineTuneJobStatus, condition: str) -> bool:
@@ -204,6 +239,8 @@ def _failed_at(pod: PodFacts, now: str) -> float:
 def _class(pod: PodFacts) -> FailureClass:
     if pod.reason == "OOMKilled":
         return "OutOfMemory"
+    if pod.reason == "Evicted" and not pod.disrupted:
+        return "Configuration"
     if pod.deleted or pod.exit_code is None or pod.exit_code in KILLED_CODES:
         return "Killed"
     return "Internal"
@@ -214,6 +251,11 @@ def _message(pod: PodFacts) -> str:
         return (
             f"pod {pod.name} used more memory than its limit; lower spec.training.microBatchSize "
             "or sequenceLength, or ask for a profile with more memory"
+        )
+    if pod.reason == "Evicted" and not pod.disrupted:
+        return (
+            f"pod {pod.name} was evicted: it used more local storage (/tmp and its log) than it "
+            "may; ask for a profile whose nodes have more"
         )
     if pod.deleted and pod.exit_code is None:
         return f"pod {pod.name} was deleted"

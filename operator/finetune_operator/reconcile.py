@@ -12,9 +12,9 @@ from finetune_api.profile import FineTuneProfileSpec
 from finetune_api.status import FineTuneJobStatus, Progress
 from finetune_api.v1alpha1 import FineTuneJobSpec
 from finetune_operator import objects
-from finetune_operator.observe import Observed
+from finetune_operator.observe import Observed, seconds
 from finetune_operator.plan import Plan, Refused, make_plan, make_snapshot
-from finetune_operator.policy import Decision, Evidence, Fail, Start, Wait, decide
+from finetune_operator.policy import Decision, Evidence, Fail, Restart, Start, Wait, decide
 from finetune_operator.settings import Settings
 from finetune_operator.status import reduce
 
@@ -113,8 +113,16 @@ def step(job: Job, observed: Observed, world: World, now: str) -> Step:
         status=new if changed else None,
         progress=_last_progress(job.status, evidence, now),
         events=_events(old, new, decision) if changed else (),
-        requeue_after=RETRY_SECONDS if isinstance(decision, Wait) else None,
+        requeue_after=_look_again(decision, now),
     )
+
+
+def _look_again(decision: Decision, now: str) -> float | None:
+    if isinstance(decision, Wait):
+        return RETRY_SECONDS
+    if isinstance(decision, Restart):
+        return max(1.0, decision.at - seconds(now))
+    return None
 
 
 def _plan(job: Job, observed: Observed, world: World) -> Plan | Refused:
@@ -175,6 +183,8 @@ def _events(
         return (Event("Warning", decision.refused.reason, message),)
     if new.phase == old.phase or new.phase is None:
         return ()
+    if isinstance(decision, Restart):
+        return (Event("Warning", "Restarting", message),)
     if isinstance(decision, Fail):
         where = f" (pod {decision.failure.pod})" if decision.failure.pod else ""
         return (Event("Warning", "Failed", f"{decision.failure.failure_class}: {message}{where}"),)

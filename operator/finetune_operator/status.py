@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Literal
 
 from finetune_api.outcome import PrepareFacts, ResolvedTraining, TrainFacts
@@ -14,6 +15,7 @@ from finetune_api.status import (
     OutputStatus,
     Phase,
     Resolved,
+    Restarts,
     StageTimes,
 )
 from finetune_operator.names import Stage
@@ -24,6 +26,7 @@ from finetune_operator.policy import (
     Evidence,
     Fail,
     Finished,
+    Restart,
     Start,
     Succeed,
     Wait,
@@ -72,7 +75,8 @@ def reduce(
         resolved=_resolved(old, plan, evidence.prepare),
         dataset=_dataset(evidence.prepare) or old.dataset,
         output=_output(old, plan, decision, evidence.train),
-        last_failure=decision.failure if isinstance(decision, Fail) else old.last_failure,
+        restarts=_restarts(old, decision),
+        last_failure=decision.failure if isinstance(decision, Fail | Restart) else old.last_failure,
     )
 
 
@@ -86,6 +90,8 @@ def _phase(old: FineTuneJobStatus, decision: Decision) -> tuple[Phase, str]:
             if facts.stage == "train" and running:
                 return "Running", why or "training"
             return PHASE_OF_STAGE[facts.stage], why or STARTED[facts.stage]
+        case Restart():
+            return "Restarting", _restarting(decision)
         case Succeed():
             return "Succeeded", "the result is written and checked"
         case Fail(failure=failure):
@@ -93,12 +99,35 @@ def _phase(old: FineTuneJobStatus, decision: Decision) -> tuple[Phase, str]:
     return old.phase or "Pending", old.message or ""
 
 
+def _restarting(decision: Restart) -> str:
+    """What happened, and what comes when: an incident report in a line."""
+    failure, last = decision.failure, decision.restarts.history[-1]
+    who = "" if failure.rank is None else f" on rank {failure.rank}"
+    where = f" ({failure.node})" if failure.node else ""
+    count = (
+        f"disruption {decision.restarts.disruptions}"
+        if last.cause == "Disruption"
+        else f"restart {decision.restarts.counted}"
+    )
+    at = datetime.fromtimestamp(decision.at, UTC).strftime("%H:%M:%SZ")
+    return (
+        f"attempt {decision.attempt} ended{who}{where}, {failure.failure_class}: "
+        f"{failure.message}; {count}, attempt {decision.attempt + 1} from {at}"
+    )
+
+
+def _restarts(old: FineTuneJobStatus, decision: Decision) -> Restarts | None:
+    found = decision.restarts if isinstance(decision, Start | Restart | Fail) else None
+    return found or old.restarts
+
+
 def _conditions(
     old: FineTuneJobStatus, generation: int, decision: Decision, evidence: Evidence, now: str
 ) -> list[Condition]:
     """Every type from the first pass on, `False` until it holds."""
     waiting = decision.refused if isinstance(decision, Wait) else None
-    failure = decision.failure if isinstance(decision, Fail) else None
+    failure = decision.failure if isinstance(decision, Fail | Restart) else None
+    final = isinstance(decision, Fail)
     succeeded = isinstance(decision, Succeed)
     prepared = is_done(old, "Prepared") or evidence.prepare is not None
     trained = is_done(old, "Trained") or evidence.train is not None
@@ -122,7 +151,7 @@ def _conditions(
         if succeeded
         else ("Complete", "False", "NotYet", "the job is not done"),
         ("Failed", "True", failure.failure_class, failure.message)
-        if failure
+        if failure and final
         else ("Failed", "False", "NoFailure", "nothing has failed"),
     ]
     before = {c.type: c for c in old.conditions}

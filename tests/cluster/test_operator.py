@@ -138,10 +138,43 @@ def test_both_worker_pods_are_made_within_two_seconds_of_the_end_of_prepare(
     assert [w["metadata"]["labels"]["finetune-operator.io/attempt"] for w in workers] == ["0", "0"]
 
 
-def test_a_killed_worker_fails_the_job_with_rank_node_and_last_lines(
+def test_a_killed_worker_costs_an_attempt_and_the_next_one_is_the_whole_gang(
     kube: Kube, operator: Operator, namespace: str
 ) -> None:
     apply(kube, namespace)
+    workers = to_training(kube, namespace)
+    for worker in workers:
+        kube.run(worker)
+    phase(kube, namespace, "Running")
+    kube.end(workers[1], 137)
+    kube.end(
+        workers[0], 205, builders.failure("PeerLost", "a peer is gone", 9e9, rank=0).to_message()
+    )
+    status = phase(kube, namespace, "Restarting")["status"]
+    assert status["message"].startswith(
+        f"attempt 0 ended on rank 1, Killed: pod {workers[1]['metadata']['name']} was killed by "
+        "signal 9; restart 1, attempt 1 from "
+    )
+    again = pods(kube, namespace, "docs-train-1", 2)
+    for worker in again:
+        kube.run(worker)
+    status = phase(kube, namespace, "Running")["status"]
+    (entry,) = status["restarts"]["history"]
+    assert entry.pop("time")
+    assert (status["attempt"], status["restarts"]) == (
+        1,
+        {
+            "counted": 1,
+            "disruptions": 0,
+            "history": [{"attempt": 0, "cause": "Platform", "class": "Killed"}],
+        },
+    )
+
+
+def test_a_killed_worker_without_restarts_left_is_told_with_rank_node_and_last_lines(
+    kube: Kube, operator: Operator, namespace: str
+) -> None:
+    apply(kube, namespace, restartPolicy={"maxRestarts": 0})
     workers = to_training(kube, namespace)
     for worker in workers:
         kube.run(worker)
@@ -156,7 +189,8 @@ def test_a_killed_worker_fails_the_job_with_rank_node_and_last_lines(
     assert found == {
         "class": "Killed",
         "stage": "train",
-        "message": f"pod {workers[1]['metadata']['name']} was killed by signal 9",
+        "message": f"pod {workers[1]['metadata']['name']} was killed by signal 9; not started "
+        "again: 1 attempts failed (spec.restartPolicy.maxRestarts is 0)",
         "rank": 1,
         "pod": workers[1]["metadata"]["name"],
         "exitCode": 137,

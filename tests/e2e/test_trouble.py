@@ -82,7 +82,8 @@ def test_a_model_that_does_not_exist_fails_in_prepare(kube: Kube) -> None:
 
 
 def test_a_killed_worker_fails_the_job_with_rank_node_and_last_lines(kube: Kube) -> None:
-    name = run(kube, "killed", training=EXAMPLE["spec"]["training"] | {"maxSteps": 1000})
+    training_ = EXAMPLE["spec"]["training"] | {"maxSteps": 1000}
+    name = run(kube, "killed", training=training_, restartPolicy={"maxRestarts": 0})
 
     def training() -> Json | None:
         status = kube.job("demo", name).get("status", {})

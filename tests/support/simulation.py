@@ -98,6 +98,24 @@ class SimulatedCluster:
         done = builders.k8s_job(job, "prepare", state="Complete")["status"]
         self.objects[("Job", job)]["status"] = done
 
+    def fail(self, job: str, outcomes: dict[int, Any], **more: Any) -> None:
+        """The Job of a gang fails: these pods ended by themselves, the others were stopped."""
+        mine = [p for p in self.pods if p["metadata"]["ownerReferences"][0]["name"] == job]
+        stopped = builders.failure("Stopped", "asked to stop (SIGTERM)", 99.0)
+        self.pods = [p for p in self.pods if p not in mine] + [
+            builders.pod(
+                job,
+                index,
+                "Failed",
+                outcomes.get(index, stopped),
+                143,
+                **more if index in outcomes else {},
+            )
+            for index in range(len(mine))
+        ]
+        failed = builders.k8s_job(job, "train", state="Failed")["status"]
+        self.objects[("Job", job)]["status"] = failed
+
     def _replace(self, job: str, phase: str, messages: list[Any]) -> None:
         mine = [p for p in self.pods if p["metadata"]["ownerReferences"][0]["name"] == job]
         self.pods = [p for p in self.pods if p not in mine] + [
