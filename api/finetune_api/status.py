@@ -14,6 +14,7 @@ Phase = Literal[
     "Preparing",
     "Starting",
     "Running",
+    "Suspended",
     "Restarting",
     "Exporting",
     "Succeeded",

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, StringConstraints
+from pydantic.alias_generators import to_camel
 
 from finetune_api.base import API_VERSION, ApiModel, rule, rules
 from finetune_api.status import FineTuneJobStatus
@@ -494,12 +495,31 @@ class FineTuneJobSpec(ApiModel):
     checkpoints: Checkpoints = Checkpoints()
     """What a run that is interrupted goes on from."""
 
+    suspend: bool = False
+    """Stop, and keep everything: the workers save a checkpoint and their pods go; a job that has
+    not started does not. Set it to false, and the job goes on from there. May be changed at any
+    time."""
+
     restart_policy: RestartPolicy = RestartPolicy()
     """How often training may start again."""
 
     output: Output | None = None
     """Where the result goes. Default: the directory `output` of the job's own claim
     `<name>-work`, which is deleted with the job."""
+
+
+CHANGEABLE = ("suspend",)
+"""Fields of the spec that may change while a job is under way."""
+
+
+def _unchanged() -> str:
+    """CEL: every other field is as it was, or absent as it was."""
+    fixed = [to_camel(name) for name in FineTuneJobSpec.model_fields if name not in CHANGEABLE]
+    return " && ".join(
+        f"has(self.spec.{field}) == has(oldSelf.spec.{field})"
+        f" && (!has(self.spec.{field}) || self.spec.{field} == oldSelf.spec.{field})"
+        for field in fixed
+    )
 
 
 class FineTuneJob(ApiModel):
@@ -517,10 +537,9 @@ class FineTuneJob(ApiModel):
                 "the names of a Service and of pods; choose a shorter or simpler name",
             ),
             rule(
-                "!has(oldSelf.status) || !has(oldSelf.status.startTime)"
-                " || self.spec == oldSelf.spec",
-                "spec cannot be changed after the job has started; "
-                "create a new FineTuneJob under another name",
+                f"!has(oldSelf.status) || !has(oldSelf.status.startTime) || ({_unchanged()})",
+                f"spec (but for {', '.join(CHANGEABLE)}) cannot be changed after the job has "
+                "started; create a new FineTuneJob under another name",
             ),
         ),
     )

@@ -21,6 +21,7 @@ from finetune_operator import names
 
 Json = dict[str, Any]
 APPLY = "application/apply-patch+yaml"
+MERGE_PATCH = "application/merge-patch+json"
 PAGE = 500
 ATTEMPTS = 5
 RETRIED = (429, 500, 502, 503, 504)
@@ -141,6 +142,12 @@ class Cluster:
                 raise NotOursError(f"{manifest['kind']} {metadata['name']}")
         query = {"fieldManager": names.FIELD_OWNER, "force": "true"}
         await self._request("PATCH", path, query, manifest, APPLY)
+
+    async def suspend_job(self, namespace: str, name: str, stop: bool) -> None:
+        """Stop a Kubernetes Job, or let it go on. Not by apply: the pods that a newer operator
+        would make must not matter to a Job that is there."""
+        path = _path("batch/v1", "Job", namespace, name)
+        await self._request("PATCH", path, {}, {"spec": {"suspend": stop}}, MERGE_PATCH)
 
     async def apply_status(
         self, namespace: str, name: str, status: Mapping[str, Any], owner: str

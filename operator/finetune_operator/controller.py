@@ -68,6 +68,8 @@ class Controller:
         try:
             for manifest in done.apply:
                 await self.cluster.apply(manifest)
+            for name, stop in done.suspend.items():
+                await self.cluster.suspend_job(job.namespace, name, stop)
         except NotOursError as error:
             taken = Observed(snapshot=None, stages=(), taken=str(error))
             done = step(job, taken, world, now())

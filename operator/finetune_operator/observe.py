@@ -45,11 +45,18 @@ class StageFacts:
     stage: Stage
     attempt: int
     state: Literal["Active", "Complete", "Failed"]
+    suspended: bool
+    """It was told to stop: its pods go, and none is made."""
     start_time: str | None
     completion_time: str | None
     message: str
     """What the Job controller says about a failure."""
     pods: tuple[PodFacts, ...]
+
+    @property
+    def alive(self) -> bool:
+        """Whether a pod of it still runs or may come to."""
+        return any(pod.phase in ("Pending", "Running") for pod in self.pods)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +109,7 @@ def _stage(job: Raw, pods: Sequence[Raw]) -> StageFacts:
         stage=labels[names.LABEL_STAGE],
         attempt=int(labels.get(names.LABEL_ATTEMPT, "0")),
         state=state,
+        suspended=bool((job.get("spec") or {}).get("suspend")),
         start_time=status.get("startTime"),
         completion_time=status.get("completionTime") or failed.get("lastTransitionTime"),
         message=failed.get("message", ""),

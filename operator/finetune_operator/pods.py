@@ -13,6 +13,8 @@ from finetune_operator.settings import Settings
 Manifest = dict[str, Any]
 
 USER = 65532
+GRACE_SECONDS = 300
+"""For the workers to save a checkpoint when they are asked to stop; they end as soon as it is."""
 MODULES: dict[Stage, str] = {
     "prepare": "finetune_trainer.prepare",
     "train": "finetune_trainer.launch",
@@ -38,6 +40,7 @@ def pod_spec(plan: Plan, stage: Stage, attempt: int, settings: Settings) -> Mani
         "volumes": _volumes(plan, stage),
     }
     if stage == "train":
+        spec["terminationGracePeriodSeconds"] = GRACE_SECONDS
         spec["subdomain"] = names.service(plan.name)
         placement = plan.snapshot.profile.placement
         spec |= {

@@ -57,6 +57,22 @@ class Watch:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Hold:
+    """Suspended, or on the way there."""
+
+    stop: StageFacts | None
+    """A stage that has to be told."""
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resume:
+    """Let a stage go on that was told to stop."""
+
+    stage: StageFacts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Succeed:
     """Everything is done and proven."""
 
@@ -97,13 +113,27 @@ class Evidence:
     train: TrainFacts | None = None
 
 
-Decision = Wait | Start | Watch | Restart | Succeed | Fail | Finished
+Decision = Wait | Start | Watch | Hold | Resume | Restart | Succeed | Fail | Finished
 
 
 def decide(
-    plan: Plan | Refused, old: FineTuneJobStatus, observed: Observed, now: str
+    plan: Plan | Refused,
+    old: FineTuneJobStatus,
+    observed: Observed,
+    now: str,
+    suspend: bool = False,
 ) -> tuple[Decision, Evidence]:
     """The next thing to do, and what was proven on the way."""
+    decision, found = _go_on(plan, old, observed, now)
+    if suspend and isinstance(decision, Start | Watch | Resume | Restart):
+        return _hold(old, observed), found
+    return decision, found
+
+
+def _go_on(
+    plan: Plan | Refused, old: FineTuneJobStatus, observed: Observed, now: str
+) -> tuple[Decision, Evidence]:
+    """What would be next if the job were not suspended."""
     if old.phase in ("Succeeded", "Failed"):
         return Finished(), Evidence()
     if observed.taken is not None:
@@ -129,6 +159,8 @@ def decide(
     if not is_done(old, "Trained"):
         if train is None:
             return Start(stage="train", attempt=old.attempt or 0), found
+        if train.suspended and trained is None:
+            return _after_suspension(train), found
         if train.state == "Active":
             return _watch(train), found
         if train.state == "Failed" or trained is None or not trained.complete:
@@ -158,8 +190,7 @@ def _again(plan: Plan, old: FineTuneJobStatus, train: StageFacts, now: str) -> D
         user = restarts.history[-1].cause == "User"
         said = failure.message if user else f"{failure.message}; not started again: {verdict.why}"
         return Fail(failure=failure.model_copy(update={"message": said}), restarts=restarts)
-    alive = any(pod.phase in ("Pending", "Running") for pod in train.pods)
-    if alive or seconds(now) < verdict.at:
+    if train.alive or seconds(now) < verdict.at:
         return Restart(attempt=train.attempt, failure=failure, restarts=restarts, at=verdict.at)
     return Start(stage="train", attempt=train.attempt + 1, restarts=restarts)
 
@@ -177,8 +208,31 @@ def _outcome(stage: StageFacts | None) -> Outcome:
     return Outcome()
 
 
-def _watch(facts: StageFacts) -> Watch:
+def _after_suspension(train: StageFacts) -> Decision:
+    """Training goes on in a new attempt: from its checkpoint, and not counted as a restart."""
+    if train.alive:
+        why = "the workers of the last attempt are being stopped"
+        return Watch(facts=train, running=False, why=why)
+    return Start(stage="train", attempt=train.attempt + 1)
+
+
+def _hold(old: FineTuneJobStatus, observed: Observed) -> Hold:
+    """Stop what is active; once it is gone there is nothing to do."""
+    active = [s for s in observed.stages if s.state == "Active" and not s.suspended]
+    if active:
+        words = (
+            "the workers save a checkpoint and end" if active[0].stage == "train" else "stopping"
+        )
+        return Hold(stop=active[0], why=words)
+    if any(s.alive for s in observed.stages):
+        return Hold(stop=None, why=old.message or "stopping")
+    return Hold(stop=None, why="suspended; set spec.suspend to false to go on")
+
+
+def _watch(facts: StageFacts) -> Watch | Resume:
     """A pod that has ended was running: the phase does not go back while the Job sums up."""
+    if facts.suspended:
+        return Resume(stage=facts)
     pods = [pod for pod in facts.pods if not pod.deleted]
     waiting = next((pod for pod in pods if pod.waiting), None)
     pending = next((pod for pod in pods if pod.phase == "Pending"), None)

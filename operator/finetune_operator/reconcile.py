@@ -11,10 +11,20 @@ from pydantic import ValidationError
 from finetune_api.profile import FineTuneProfileSpec
 from finetune_api.status import FineTuneJobStatus, Progress
 from finetune_api.v1alpha1 import FineTuneJobSpec
-from finetune_operator import objects
+from finetune_operator import names, objects
 from finetune_operator.observe import Observed, seconds
 from finetune_operator.plan import Plan, Refused, make_plan, make_snapshot
-from finetune_operator.policy import Decision, Evidence, Fail, Restart, Start, Wait, decide
+from finetune_operator.policy import (
+    Decision,
+    Evidence,
+    Fail,
+    Hold,
+    Restart,
+    Resume,
+    Start,
+    Wait,
+    decide,
+)
 from finetune_operator.settings import Settings
 from finetune_operator.status import reduce
 
@@ -63,6 +73,8 @@ class Step:
     """Everything that one pass does."""
 
     apply: tuple[objects.Manifest, ...] = ()
+    suspend: Mapping[str, bool] = field(default_factory=dict)
+    """Kubernetes Jobs to stop (True) or let go on (False), by name."""
     status: FineTuneJobStatus | None = None
     """To write; None: nothing changed."""
     progress: Progress | None = None
@@ -104,17 +116,27 @@ def problems(error: ValidationError) -> str:
 def step(job: Job, observed: Observed, world: World, now: str) -> Step:
     """One pass: decide, and say what follows."""
     plan = _plan(job, observed, world)
-    decision, evidence = decide(plan, job.status, observed, now)
+    suspend = not isinstance(job.spec, Refused) and job.spec.suspend
+    decision, evidence = decide(plan, job.status, observed, now, suspend)
     new = reduce(job.status, job.generation, plan, observed, decision, evidence, now)
     old = job.status.model_copy(update={"progress": None})
     changed = new != old
     return Step(
         apply=_objects(plan, decision, observed, world),
+        suspend=_suspend(job.name, decision),
         status=new if changed else None,
         progress=_last_progress(job.status, evidence, now),
         events=_events(old, new, decision) if changed else (),
         requeue_after=_look_again(decision, now),
     )
+
+
+def _suspend(name: str, decision: Decision) -> dict[str, bool]:
+    if isinstance(decision, Hold) and decision.stop is not None:
+        return {names.stage_job(name, decision.stop.stage, decision.stop.attempt): True}
+    if isinstance(decision, Resume):
+        return {names.stage_job(name, decision.stage.stage, decision.stage.attempt): False}
+    return {}
 
 
 def _look_again(decision: Decision, now: str) -> float | None:

@@ -26,7 +26,9 @@ from finetune_operator.policy import (
     Evidence,
     Fail,
     Finished,
+    Hold,
     Restart,
+    Resume,
     Start,
     Succeed,
     Wait,
@@ -62,7 +64,8 @@ def reduce(
         return old.model_copy(update={"progress": None})
     phase, message = _phase(old, decision)
     ended = phase in ("Succeeded", "Failed")
-    started = old.start_time or (None if isinstance(decision, Wait) else now)
+    begun = isinstance(decision, Start) or observed.snapshot is not None
+    started = old.start_time or (now if begun else None)
     return FineTuneJobStatus(
         observed_generation=generation,
         phase=phase,
@@ -90,6 +93,10 @@ def _phase(old: FineTuneJobStatus, decision: Decision) -> tuple[Phase, str]:
             if facts.stage == "train" and running:
                 return "Running", why or "training"
             return PHASE_OF_STAGE[facts.stage], why or STARTED[facts.stage]
+        case Hold(why=why):
+            return "Suspended", why
+        case Resume(stage=facts):
+            return PHASE_OF_STAGE[facts.stage], STARTED[facts.stage]
         case Restart():
             return "Restarting", _restarting(decision)
         case Succeed():

@@ -192,7 +192,7 @@ def test_a_started_job_cannot_be_changed_and_another_can(kube: Kube) -> None:
     kube.delete(f"{jobs}/docs")
     assert code == 422
     assert (
-        "spec cannot be changed after the job has started; create a new FineTuneJob under "
+        "spec (but for suspend) cannot be changed after the job has started; create a new FineTuneJob under "
         "another name" in answer["message"]
     )
 

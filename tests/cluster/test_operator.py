@@ -198,6 +198,24 @@ def test_a_killed_worker_without_restarts_left_is_told_with_rank_node_and_last_l
     }
 
 
+def test_a_job_is_suspended_and_goes_on_as_another_attempt(
+    kube: Kube, operator: Operator, namespace: str
+) -> None:
+    apply(kube, namespace)
+    for worker in to_training(kube, namespace):
+        kube.run(worker)
+    phase(kube, namespace, "Running")
+    path = f"{GROUP}/namespaces/{namespace}/finetunejobs/docs"
+    kube.patch(path, {"spec": {"suspend": True}})
+    phase(kube, namespace, "Suspended")
+    eventually("the pods to be gone", lambda: not kube.pods(namespace, "docs-train-0"))
+    kube.patch(path, {"spec": {"suspend": False}})
+    for worker in pods(kube, namespace, "docs-train-1", 2):
+        kube.run(worker)
+    status = phase(kube, namespace, "Running")["status"]
+    assert (status["attempt"], status.get("restarts")) == (1, None)
+
+
 def test_a_data_error_fails_the_job_at_once_with_the_line(
     kube: Kube, operator: Operator, namespace: str
 ) -> None:

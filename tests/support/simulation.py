@@ -40,6 +40,7 @@ class SimulatedCluster:
     def writes_of(self, done: Step) -> list[tuple[str, Any]]:
         """The writes of a pass, in order."""
         found: list[tuple[str, Any]] = [("apply", manifest) for manifest in done.apply]
+        found += [("suspend", change) for change in done.suspend.items()]
         if done.progress is not None:
             found.append(("progress", done.progress))
         if done.status is not None:
@@ -50,6 +51,10 @@ class SimulatedCluster:
         """Perform one write."""
         if kind == "apply":
             self._apply(what)
+        elif kind == "suspend":
+            name, stop = what
+            self.objects[("Job", name)]["spec"]["suspend"] = stop
+            self.writes.append(f"{'suspend' if stop else 'resume'} Job {name}")
         elif kind == "progress":
             self.body.setdefault("status", {})["progress"] = what.to_json_dict()
             self.writes.append("progress")
@@ -97,6 +102,18 @@ class SimulatedCluster:
         self._replace(job, "Succeeded", [outcome] + [None] * 99)
         done = builders.k8s_job(job, "prepare", state="Complete")["status"]
         self.objects[("Job", job)]["status"] = done
+
+    def stopped(self, job: str) -> None:
+        """The pods of a Job that was suspended have saved and ended."""
+        stopped = builders.failure("Stopped", "the checkpoint of step 7 is saved", 99.0)
+        mine = [p for p in self.pods if p["metadata"]["ownerReferences"][0]["name"] == job]
+        self.pods = [p for p in self.pods if p not in mine] + [
+            builders.pod(job, index, "Failed", stopped, 143) for index in range(len(mine))
+        ]
+
+    def suspend(self, value: bool) -> None:
+        """A person changes `spec.suspend`."""
+        self.body["spec"] = self.body["spec"] | {"suspend": value}
 
     def fail(self, job: str, outcomes: dict[int, Any], **more: Any) -> None:
         """The Job of a gang fails: these pods ended by themselves, the others were stopped."""
