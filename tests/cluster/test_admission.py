@@ -189,11 +189,12 @@ def test_a_started_job_cannot_be_changed_and_another_can(kube: Kube) -> None:
     kube.patch(f"{jobs}/docs/status", {"status": {"startTime": "2026-11-22T06:00:00Z"}})
     again = {"spec": {"model": {"uri": "hf://third/model"}}}
     code, answer = kube.call("PATCH", f"{jobs}/docs", again, merge)
+    assert kube.call("PATCH", f"{jobs}/docs", {"spec": {"suspend": True}}, merge)[0] == 200
     kube.delete(f"{jobs}/docs")
     assert code == 422
     assert (
-        "spec (but for suspend) cannot be changed after the job has started; create a new FineTuneJob under "
-        "another name" in answer["message"]
+        "spec (but for suspend) cannot be changed after the job has started; create a new "
+        "FineTuneJob under another name" in answer["message"]
     )
 
 
