@@ -23,6 +23,7 @@ FailureClass = Literal[
     "Hang",
     "PeerLost",
     "Killed",
+    "DeadlineExceeded",
 ]
 FAILURE_CLASSES: tuple[str, ...] = get_args(FailureClass)
 
@@ -56,7 +57,8 @@ EXIT_CODES: dict[FailureClass, ExitCode] = {
     "Hang": ExitCode.HANG,
     "PeerLost": ExitCode.PEER_LOST,
 }
-"""`Killed` has no code of its own: the process died of a signal, 128 + its number."""
+"""`Killed` has no code of its own: the process died of a signal, 128 + its number. Neither has
+`DeadlineExceeded`: the operator ended the job."""
 
 
 class Estimate(ApiModel):

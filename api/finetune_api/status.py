@@ -319,6 +319,12 @@ class FineTuneJobStatus(ApiModel):
     completion_time: Time | None = None
     """When the job ended."""
 
+    suspend_time: Time | None = None
+    """Since when it is suspended."""
+
+    suspended_seconds: Count | None = None
+    """How long it was suspended before that, since it started."""
+
     attempt: Count | None = None
     """The current attempt to train, counted from 0."""
 

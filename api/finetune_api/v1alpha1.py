@@ -500,6 +500,14 @@ class FineTuneJobSpec(ApiModel):
     not started does not. Set it to false, and the job goes on from there. May be changed at any
     time."""
 
+    active_deadline_seconds: Annotated[int, Field(ge=1, le=315_360_000)] | None = None
+    """End the job as failed when it has been active for so long, all attempts together; the time
+    while it is suspended does not count. Default: no limit. May be changed at any time."""
+
+    startup_deadline_seconds: Annotated[int, Field(ge=1, le=31_536_000)] | None = None
+    """End the job as failed, and free what it holds, when the workers of an attempt do not all run
+    after so long. Default: no limit. May be changed at any time."""
+
     restart_policy: RestartPolicy = RestartPolicy()
     """How often training may start again."""
 
@@ -508,7 +516,7 @@ class FineTuneJobSpec(ApiModel):
     `<name>-work`, which is deleted with the job."""
 
 
-CHANGEABLE = ("suspend",)
+CHANGEABLE = ("suspend", "active_deadline_seconds", "startup_deadline_seconds")
 """Fields of the spec that may change while a job is under way."""
 
 
@@ -538,8 +546,8 @@ class FineTuneJob(ApiModel):
             ),
             rule(
                 f"!has(oldSelf.status) || !has(oldSelf.status.startTime) || ({_unchanged()})",
-                f"spec (but for {', '.join(CHANGEABLE)}) cannot be changed after the job has "
-                "started; create a new FineTuneJob under another name",
+                f"spec (but for {', '.join(map(to_camel, CHANGEABLE))}) cannot be changed after "
+                "the job has started; create a new FineTuneJob under another name",
             ),
         ),
     )

@@ -19,6 +19,7 @@ from finetune_api.outcome import (
     TrainFacts,
 )
 from finetune_api.status import FineTuneJobStatus, LastFailure, Restarts
+from finetune_operator.deadlines import Due, Wishes, failure, job_due, startup_due
 from finetune_operator.observe import Observed, PodFacts, StageFacts, seconds
 from finetune_operator.plan import Plan, Refused
 from finetune_operator.restarts import Enough, add, entry, judge
@@ -26,6 +27,7 @@ from finetune_operator.restarts import Enough, add, entry, judge
 KILLED_CODES = range(129, 160)
 """Exit codes of a process that died of a signal."""
 LOG_TAIL_LINES = 20
+NO_WISHES = Wishes()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +88,8 @@ class Fail:
     failure: LastFailure
     restarts: Restarts | None = None
     """Where they have changed."""
+    stop: StageFacts | None = None
+    """A stage that still runs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,13 +125,27 @@ def decide(
     old: FineTuneJobStatus,
     observed: Observed,
     now: str,
-    suspend: bool = False,
+    wishes: Wishes = NO_WISHES,
 ) -> tuple[Decision, Evidence]:
     """The next thing to do, and what was proven on the way."""
     decision, found = _go_on(plan, old, observed, now)
-    if suspend and isinstance(decision, Start | Watch | Resume | Restart):
+    if not isinstance(decision, Start | Watch | Resume | Restart):
+        return decision, found
+    if wishes.suspend:
         return _hold(old, observed), found
+    active = next((s for s in observed.stages if s.state == "Active" and not s.suspended), None)
+    passed = [due for due in deadlines(old, decision, wishes) if due.at <= seconds(now)]
+    if passed:
+        return Fail(failure=failure(passed[0], active, now), stop=active), found
     return decision, found
+
+
+def deadlines(old: FineTuneJobStatus, decision: Decision, wishes: Wishes) -> list[Due]:
+    """Those that a job which goes on like this has to keep."""
+    found = [job_due(old, wishes)]
+    if isinstance(decision, Watch) and decision.facts.stage == "train" and not decision.running:
+        found.append(startup_due(decision.facts, wishes, decision.why))
+    return [due for due in found if due is not None]
 
 
 def _go_on(

@@ -12,6 +12,7 @@ from finetune_api.profile import FineTuneProfileSpec
 from finetune_api.status import FineTuneJobStatus, Progress
 from finetune_api.v1alpha1 import FineTuneJobSpec
 from finetune_operator import names, objects
+from finetune_operator.deadlines import Wishes
 from finetune_operator.observe import Observed, seconds
 from finetune_operator.plan import Plan, Refused, make_plan, make_snapshot
 from finetune_operator.policy import (
@@ -23,6 +24,8 @@ from finetune_operator.policy import (
     Resume,
     Start,
     Wait,
+    Watch,
+    deadlines,
     decide,
 )
 from finetune_operator.settings import Settings
@@ -116,8 +119,8 @@ def problems(error: ValidationError) -> str:
 def step(job: Job, observed: Observed, world: World, now: str) -> Step:
     """One pass: decide, and say what follows."""
     plan = _plan(job, observed, world)
-    suspend = not isinstance(job.spec, Refused) and job.spec.suspend
-    decision, evidence = decide(plan, job.status, observed, now, suspend)
+    wishes = Wishes.of(job.spec)
+    decision, evidence = decide(plan, job.status, observed, now, wishes)
     new = reduce(job.status, job.generation, plan, observed, decision, evidence, now)
     old = job.status.model_copy(update={"progress": None})
     changed = new != old
@@ -127,24 +130,30 @@ def step(job: Job, observed: Observed, world: World, now: str) -> Step:
         status=new if changed else None,
         progress=_last_progress(job.status, evidence, now),
         events=_events(old, new, decision) if changed else (),
-        requeue_after=_look_again(decision, now),
+        requeue_after=_look_again(job.status, decision, wishes, now),
     )
 
 
 def _suspend(name: str, decision: Decision) -> dict[str, bool]:
-    if isinstance(decision, Hold) and decision.stop is not None:
+    if isinstance(decision, Hold | Fail) and decision.stop is not None:
         return {names.stage_job(name, decision.stop.stage, decision.stop.attempt): True}
     if isinstance(decision, Resume):
         return {names.stage_job(name, decision.stage.stage, decision.stage.attempt): False}
     return {}
 
 
-def _look_again(decision: Decision, now: str) -> float | None:
+def _look_again(
+    old: FineTuneJobStatus, decision: Decision, wishes: Wishes, now: str
+) -> float | None:
+    """When time alone will change the decision."""
     if isinstance(decision, Wait):
         return RETRY_SECONDS
+    if not isinstance(decision, Start | Watch | Resume | Restart):
+        return None
+    moments = [due.at for due in deadlines(old, decision, wishes)]
     if isinstance(decision, Restart):
-        return max(1.0, decision.at - seconds(now))
-    return None
+        moments.append(decision.at)
+    return max(1.0, min(moments) - seconds(now)) if moments else None
 
 
 def _plan(job: Job, observed: Observed, world: World) -> Plan | Refused:

@@ -19,7 +19,7 @@ from finetune_api.status import (
     StageTimes,
 )
 from finetune_operator.names import Stage
-from finetune_operator.observe import Observed
+from finetune_operator.observe import Observed, seconds
 from finetune_operator.plan import Plan, Refused
 from finetune_operator.policy import (
     Decision,
@@ -73,6 +73,8 @@ def reduce(
         conditions=_conditions(old, generation, decision, evidence, now),
         start_time=started,
         completion_time=now if ended else None,
+        suspend_time=_suspend_time(old, phase, started, now),
+        suspended_seconds=_suspended_seconds(old, phase, now),
         attempt=_attempt(old, decision, observed),
         stages=_stage_times(old, observed),
         resolved=_resolved(old, plan, evidence.prepare),
@@ -81,6 +83,21 @@ def reduce(
         restarts=_restarts(old, decision),
         last_failure=decision.failure if isinstance(decision, Fail | Restart) else old.last_failure,
     )
+
+
+def _suspend_time(
+    old: FineTuneJobStatus, phase: Phase, started: str | None, now: str
+) -> str | None:
+    if phase != "Suspended" or started is None:
+        return None
+    return old.suspend_time or now
+
+
+def _suspended_seconds(old: FineTuneJobStatus, phase: Phase, now: str) -> int | None:
+    """Counted when it goes on."""
+    if old.suspend_time is None or phase == "Suspended":
+        return old.suspended_seconds
+    return (old.suspended_seconds or 0) + round(seconds(now) - seconds(old.suspend_time))
 
 
 def _phase(old: FineTuneJobStatus, decision: Decision) -> tuple[Phase, str]:

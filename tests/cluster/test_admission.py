@@ -193,8 +193,9 @@ def test_a_started_job_cannot_be_changed_and_another_can(kube: Kube) -> None:
     kube.delete(f"{jobs}/docs")
     assert code == 422
     assert (
-        "spec (but for suspend) cannot be changed after the job has started; create a new "
-        "FineTuneJob under another name" in answer["message"]
+        "spec (but for suspend, activeDeadlineSeconds, startupDeadlineSeconds) cannot be changed "
+        "after the job has started; create a new FineTuneJob under another name"
+        in answer["message"]
     )
 
 

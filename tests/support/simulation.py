@@ -3,6 +3,7 @@ when told to. The operator that looks at it may be a new one at every pass."""
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import builders
@@ -28,7 +29,8 @@ class SimulatedCluster:
 
     def now(self) -> str:
         self.clock += 1
-        return f"2026-11-22T06:{self.clock // 60:02}:{self.clock % 60:02}Z"
+        moment = datetime(2026, 11, 22, 6, tzinfo=UTC) + timedelta(seconds=self.clock)
+        return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
 
     def look(self) -> Step:
         """What an operator would do now."""
