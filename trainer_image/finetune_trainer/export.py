@@ -28,9 +28,10 @@ from finetune_api.run_config import (
     RunConfig,
 )
 from finetune_trainer import verify
+from finetune_trainer.batches import Sequences
 from finetune_trainer.card import base_name, kind_of, model_card, training_json
 from finetune_trainer.chart import draw, read_history
-from finetune_trainer.data.store import TRAIN, read_split
+from finetune_trainer.data.store import TRAIN
 from finetune_trainer.errors import ConfigurationError, InternalError
 from finetune_trainer.logs import say
 from finetune_trainer.manifest import (
@@ -188,8 +189,8 @@ def _probe(work: Path) -> Any:
     """The first tokens of the training data, [1, up to 32]: what the model must be able to read."""
     import torch
 
-    row = read_split(work / WORK_DATA, TRAIN)["input_ids"][0, :_PROBE_TOKENS]
-    return torch.tensor(row.astype("int64")).unsqueeze(0)
+    data = Sequences.open(work / WORK_DATA / TRAIN)
+    return torch.tensor(data.ids(0)[:_PROBE_TOKENS]).unsqueeze(0)
 
 
 def _describe(
