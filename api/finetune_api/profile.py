@@ -131,6 +131,10 @@ class ProfileLimits(ApiModel):
     max_nodes: Annotated[int, Field(ge=1, le=1024)] | None = None
     """Largest `spec.workers.numNodes`."""
 
+    remote_code: bool = False
+    """Run Python code that comes with a model (`auto_map` in its `config.json`) in the pods of the
+    job, with all that they may read and write. Off: such models are refused."""
+
 
 class FineTuneProfileSpec(ApiModel):
     """What a job of this profile runs on. A job keeps what it started with: later edits do not

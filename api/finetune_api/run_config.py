@@ -153,6 +153,8 @@ class RunConfig(ApiModel):
     """Where the result goes, for people."""
     output_dir: str
     """Where the result goes, as a path."""
+    allow_remote_code: bool = False
+    """The platform permits to run Python code that comes with the model."""
     merge: bool
 
     @property

@@ -210,6 +210,7 @@ def _run_config(namespace: str, name: str, uid: str, snapshot: Snapshot, paths: 
         work_dir=work_dir,
         output_uri=output_uri,
         output_dir=output_dir,
+        allow_remote_code=profile.limits.remote_code,
         merge=spec.output.merge if spec.output else False,
     )
 

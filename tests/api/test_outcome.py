@@ -5,7 +5,15 @@ from __future__ import annotations
 import builders
 import pytest
 
-from finetune_api.outcome import EXIT_CODES, FAILURE_CLASSES, Outcome
+from finetune_api.outcome import (
+    EXIT_CODES,
+    FAILURE_CLASSES,
+    Estimate,
+    LengthBin,
+    Outcome,
+    PrepareFacts,
+    ResolvedTraining,
+)
 
 
 def test_a_success_reads_back() -> None:
@@ -43,3 +51,39 @@ def test_users_failures_are_below_128_and_the_platforms_above() -> None:
     users = {"Configuration", "Data", "Model", "OutOfMemory", "Diverged"}
     assert {c for c, code in EXIT_CODES.items() if code < 128} == users
     assert set(FAILURE_CLASSES) - set(EXIT_CODES) == {"Killed", "DeadlineExceeded"}
+
+
+def test_the_largest_plausible_facts_of_prepare_fit() -> None:
+    large = 10**15
+    facts = PrepareFacts(
+        parameters=large,
+        architecture="A" * 100 + "ForCausalLM",
+        model_revision="f" * 40,
+        dataset_revision="f" * 40,
+        format="Instruction",
+        examples=large,
+        eval_examples=large,
+        tokens=large,
+        trained_tokens=large,
+        sequences=large,
+        truncated_examples=large,
+        dropped_examples=large,
+        split_examples=large,
+        duplicate_examples=large,
+        lengths=[LengthBin(up_to=1 << 31, examples=large) for _ in range(12)],
+        retention_examples=large,
+        resolved=ResolvedTraining(
+            zero_stage=3,
+            offload="OptimizerAndParameters",
+            micro_batch_size=large,
+            gradient_accumulation_steps=large,
+            gradient_checkpointing=False,
+        ),
+        estimate=Estimate.model_validate(dict.fromkeys(Estimate.model_fields, large)),
+        packing_efficiency=0.12345678901234567,
+        total_steps=large,
+    )
+    assert set(PrepareFacts.model_fields) == facts.model_fields_set  # add what is new here
+    message = Outcome(prepare=facts).to_message()
+    assert len(message.encode()) <= 4096
+    assert Outcome.from_message(message) == Outcome(prepare=facts)

@@ -80,8 +80,15 @@ def test_a_five_line_job_is_resolved_completely() -> None:
         "workDir": "/var/finetune/work",
         "outputUri": "pvc://docs-work/output",
         "outputDir": "/var/finetune/work/output",
+        "allowRemoteCode": False,
         "merge": False,
     }
+
+
+def test_only_the_profile_permits_the_code_of_a_model() -> None:
+    profile = {"default": True, "limits": {"remoteCode": True}}
+    assert run_config({}, a=profile)["allowRemoteCode"] is True
+    assert run_config({}, a={"default": True})["allowRemoteCode"] is False
 
 
 def test_what_the_job_says_is_not_left_to_prepare() -> None:

@@ -19,6 +19,7 @@ import numpy as np
 from trainer_builders import VOCABULARY_SIZE, tiny_model
 
 from finetune_api.run_config import RunConfig
+from finetune_trainer.batches import Sequences
 
 LENGTH = 32
 os.environ.setdefault("DS_ACCELERATOR", "cpu")  # for tests that import deepspeed themselves
@@ -51,6 +52,38 @@ def arrays(
     return {"input_ids": ids, "labels": labels, "position_ids": positions}
 
 
+def sequences(data: dict[str, Any]) -> Sequences:
+    """The same data as training reads them. Padding becomes an example of which nothing is learned.
+
+    Args:
+        data: `input_ids`, `labels` and `position_ids`, all [sequences, length].
+    """
+    ids, positions = data["input_ids"], data["position_ids"]
+    learned = (data["labels"] != -100) & (positions != 0)
+    stored = ids.astype(np.uint32) | (learned.astype(np.uint32) << np.uint32(31))
+    starts = np.flatnonzero(positions.reshape(-1) == 0)
+    firsts = np.searchsorted(starts, np.arange(len(ids) + 1) * ids.shape[1])
+    return Sequences(stored.reshape(-1), np.append(starts, ids.size), firsts)
+
+
+def save_sequences(directory: Path, data: dict[str, Any]) -> None:
+    """Leave the data in the files that prepare would write."""
+    made = sequences(data)
+    directory.mkdir(parents=True, exist_ok=True)
+    made.tokens.tofile(directory / "tokens.bin")
+    np.save(directory / "examples.npy", made.examples)
+    np.save(directory / "sequences.npy", made.sequences)
+
+
+def dense(directory: Path) -> dict[str, np.ndarray[Any, Any]]:
+    """What prepare has written as `input_ids`, `labels` and `position_ids`, [sequences, width]."""
+    data = Sequences.open(directory)
+    stored, positions = data.read(np.arange(len(data)))
+    ids = (stored & ((1 << 31) - 1)).astype(np.int32)
+    labels = np.where(stored >= 1 << 31, ids, -100)
+    return {"input_ids": ids, "labels": labels, "position_ids": positions}
+
+
 def write_work(
     work: Path, train: dict[str, Any], held_out: dict[str, Any] | None, total_steps: int
 ) -> None:
@@ -61,9 +94,7 @@ def write_work(
     shutil.copytree(shared, work / "model", dirs_exist_ok=True)
     for split, data in (("train", train), ("eval", held_out)):
         if data is not None:
-            (work / "data" / split).mkdir(parents=True, exist_ok=True)
-            for name, array in data.items():
-                np.save(work / "data" / split / f"{name}.npy", array)
+            save_sequences(work / "data" / split, data)
     sequences = len(train["input_ids"])
     facts = {
         "parameters": 115_000,

@@ -9,11 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 from trainer_builders import CHATML, a_run, questions, tiny_tokenizer, write_jsonl
+from training_builders import dense
 
+from finetune_trainer.batches import Sequences
 from finetune_trainer.data.build import Built, build, split
+from finetune_trainer.data.examples import pieces
+from finetune_trainer.data.lengths import histogram
 from finetune_trainer.data.masking import Tokens
-from finetune_trainer.data.samples import one_line, render
-from finetune_trainer.data.store import DataMeta, SplitMeta, read_split, write_split
+from finetune_trainer.data.samples import one_line, read_samples, render
+from finetune_trainer.data.store import DataMeta, SplitMeta, write_split
 from finetune_trainer.errors import ConfigurationError, DataError, ModelError
 
 pytestmark = pytest.mark.trainer
@@ -34,23 +38,27 @@ def built(tmp_path: Path, template: str | None = CHATML, **changes: Any) -> Buil
 
 def test_a_row_holds_its_examples_and_the_padding_as_segments(tmp_path: Path) -> None:
     examples = [tokens([11, 12, 13], [1, 1, 1]), tokens([21, 22], [0, 1])]
-    found = write_split(tmp_path / "data/train", examples, [[0, 1]], width=8, pad=2)
-    arrays = read_split(tmp_path / "data", "train")
-    assert {name: array.tolist() for name, array in arrays.items()} == {
-        "input_ids": [[11, 12, 13, 21, 22, 2, 2, 2]],
+    found = write_split(tmp_path / "train", examples, [[0, 1]])
+    assert {name: array.tolist() for name, array in dense(tmp_path / "train").items()} == {
+        "input_ids": [[11, 12, 13, 21, 22, 0, 0, 0]],
         # The first token of an example follows from nothing that belongs to it.
         "labels": [[-100, 12, 13, -100, 22, -100, -100, -100]],
         "position_ids": [[0, 1, 2, 0, 1, 0, 1, 2]],
     }
-    assert {array.dtype.name for array in arrays.values()} == {"int32"}
     assert found == SplitMeta(examples=2, sequences=1, tokens=5, trained_tokens=3)
+
+
+def test_a_token_takes_four_bytes_however_uneven_the_examples_are(tmp_path: Path) -> None:
+    examples = [tokens([5] * 1000, [1] * 1000), *(tokens([6, 7], [0, 1]) for _ in range(50))]
+    write_split(tmp_path / "train", examples, [[i] for i in range(51)])
+    assert (tmp_path / "train/tokens.bin").stat().st_size == 4 * (1000 + 2 * 50)
 
 
 def test_no_example_is_lost_or_changed_by_packing(tmp_path: Path) -> None:
     built(tmp_path)
     segments = []
     for part in ("train", "eval"):
-        arrays = read_split(tmp_path / "data", part)
+        arrays = dense(tmp_path / "data" / part)
         for ids, positions in zip(arrays["input_ids"], arrays["position_ids"], strict=True):
             starts = [*np.flatnonzero(positions == 0).tolist(), len(ids)]
             segments += [ids[a:b].tolist() for a, b in pairwise(starts)]
@@ -65,14 +73,13 @@ def test_no_example_is_lost_or_changed_by_packing(tmp_path: Path) -> None:
         )["input_ids"]
         for record in questions(20)
     ]
-    padding = [segment for segment in segments if set(segment) == {2}]
+    padding = [segment for segment in segments if set(segment) == {0}]
     assert sorted(s for s in segments if s not in padding) == sorted(expected)
 
 
 def test_the_description_counts_what_the_arrays_contain(tmp_path: Path) -> None:
     found = built(tmp_path)
-    arrays = read_split(tmp_path / "data", "train")
-    held_out = read_split(tmp_path / "data", "eval")
+    arrays, held_out = dense(tmp_path / "data/train"), dense(tmp_path / "data/eval")
     meta = DataMeta.model_validate_json((tmp_path / "data/meta.json").read_bytes())
     assert found.meta == meta
     assert meta.train.examples == 16
@@ -80,29 +87,29 @@ def test_the_description_counts_what_the_arrays_contain(tmp_path: Path) -> None:
     assert meta.train.trained_tokens == int((arrays["labels"] != -100).sum())
     assert meta.eval is not None
     assert (meta.eval.examples, meta.eval.sequences) == (4, len(held_out["input_ids"]))
-    assert meta.width == arrays["input_ids"].shape[1] == held_out["input_ids"].shape[1]
-    assert (meta.pad_token_id, meta.vocabulary_size, meta.run_hash) == (2, VOCABULARY, "hash")
+    widths = [Sequences.open(tmp_path / "data" / part).width for part in ("train", "eval")]
+    assert meta.width == max(widths)
+    assert (meta.vocabulary_size, meta.run_hash) == (VOCABULARY, "hash")
 
 
 def test_rows_are_no_wider_than_the_longest_needs(tmp_path: Path) -> None:
     found = built(tmp_path, packing=False, sequence_length=512)
-    arrays = read_split(tmp_path / "data", "train")
-    longest = max(int((row != 2).sum()) for row in arrays["position_ids"])
+    longest = max(
+        int(Sequences.open(tmp_path / "data" / part).lengths.max()) for part in ("train", "eval")
+    )
     assert found.meta.train.sequences == found.meta.train.examples == 16
     assert found.meta.width % 8 == 0
-    assert found.meta.width < 512
-    assert found.meta.width - longest < 16
+    assert 0 <= found.meta.width - longest < 8
 
 
 def test_the_same_seed_holds_out_the_same_examples_and_another_seed_others() -> None:
-    examples = [tokens([i], [1]) for i in range(100)]
-
     def held(seed: int) -> list[int]:
-        return [int(example.ids[0]) for example in split(examples, 0.1, seed)[1]]
+        return split(100, 0.1, seed)[1].tolist()
 
     assert held(1) == held(1)
     assert len(held(1)) == 10
     assert held(1) != held(2)
+    assert sorted([*split(100, 0.1, 1)[0].tolist(), *held(1)]) == list(range(100))
 
 
 @pytest.mark.parametrize(
@@ -112,7 +119,7 @@ def test_the_same_seed_holds_out_the_same_examples_and_another_seed_others() -> 
 def test_at_least_one_example_is_held_out_and_one_is_left(
     count: int, fraction: float, expected: int
 ) -> None:
-    train, held = split([tokens([i], [1]) for i in range(count)], fraction, seed=0)
+    train, held = split(count, fraction, seed=0)
     assert (len(train), len(held)) == (count - expected, expected)
 
 
@@ -120,23 +127,158 @@ def test_without_held_out_examples_there_is_no_such_directory(tmp_path: Path) ->
     found = built(tmp_path, eval_fraction=0.0)
     assert found.meta.eval is None
     assert sorted(path.name for path in (tmp_path / "data").iterdir()) == [
-        "meta.json", "samples.txt", "train",
+        "meta.json", "samples.json", "samples.txt", "train",
     ]  # fmt: skip
 
 
-def test_long_examples_are_cut_and_counted(
+LONG = {"prompt": "short", "completion": "word " * 100}
+NEVER = {"prompt": "word " * 100, "completion": "lost"}
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+
+@pytest.mark.parametrize(
+    ("choice", "counts", "examples", "warned"),
+    [
+        (
+            "Truncate",
+            (2, 1, 0),
+            (5, 5),
+            [
+                "warning: 2 examples were cut at 64 tokens; a larger spec.training.sequenceLength, "
+                "or spec.dataset.longExamples: Split, would keep them whole",
+                "warning: 1 examples have nothing left to learn and were left out",
+            ],
+        ),
+        (
+            "Drop",
+            (0, 2, 0),
+            (4, 4),
+            ["warning: 2 examples are too long or have nothing left to learn and were left out"],
+        ),
+        # Of the last one only the piece with the answer is worth anything.
+        ("Split", (0, 0, 2), (6, 12), []),
+    ],
+)
+def test_what_is_done_with_long_examples_is_a_choice_and_counted(
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    choice: str,
+    counts: tuple[int, int, int],
+    examples: tuple[int, int],
+    warned: list[str],
+) -> None:
+    changes = {"records": [*questions(4), LONG, NEVER], "eval_fraction": 0.0}
+    made = built(tmp_path, **changes, sequence_length=64, long_examples=choice)
+    found = made.found
+    assert (found.truncated, found.dropped, found.split) == counts
+    assert (made.train_examples, made.meta.train.examples) == examples
+    assert made.meta.width <= 64
+    assert warnings(caplog) == warned
+
+
+def test_every_token_of_a_split_document_but_its_first_is_learned_exactly_once(
+    tmp_path: Path,
+) -> None:
+    text = " ".join(f"{i} plus {i} is {2 * i}." for i in range(60))
+    changes = {"records": [{"text": text}], "eval_fraction": 0.0, "long_examples": "Split"}
+    made = built(tmp_path, template=None, **changes, sequence_length=32)
+    assert made.found.split == 1
+    data = Sequences.open(tmp_path / "data/train")
+    learned = {}  # every piece by its place: pieces are unlike each other
+    for row in range(len(data)):
+        arrays = dense(tmp_path / "data/train")
+        starts = [*np.flatnonzero(arrays["position_ids"][row] == 0), arrays["labels"].shape[1]]
+        for a, b in pairwise(starts):
+            ids = arrays["input_ids"][row, a:b].tolist()
+            learned[tuple(ids)] = [x for x in arrays["labels"][row, a:b].tolist() if x != -100]
+    whole = [*tiny_tokenizer(None).encode(text), 2]
+    rebuilt, at = [], 0
+    while at < len(whole) - 1:
+        piece = whole[at : at + 32]
+        rebuilt += learned.pop(tuple(piece))
+        assert len(piece) >= 2
+        at += 31
+    assert rebuilt == whole[1:]
+    assert made.meta.train.trained_tokens == len(whole) - 1
+    assert [labels for labels in learned.values() if labels] == []  # nothing else but padding
+
+
+@pytest.mark.parametrize("count", [*range(1, 12), 40])
+def test_pieces_share_one_token_and_leave_none_out(count: int) -> None:
+    found = [p.ids.tolist() for p in pieces(tokens(list(range(count)), [1] * count), 5)]
+    assert [token for ids in found for token in ids[1:]] == list(range(1, count))
+    assert found[0][0] == 0
+    assert all(b[0] == a[-1] and len(b) >= 2 for a, b in pairwise(found))
+    assert all(len(ids) == 5 for ids in found[:-1])
+
+
+def test_all_pieces_of_a_document_are_on_one_side(tmp_path: Path) -> None:
+    records = [{"text": f"{i} " * 60} for i in range(10)]
+    changes = {"records": records, "eval_fraction": 0.3, "long_examples": "Split"}
+    made = built(tmp_path, template=None, **changes, sequence_length=16)
+    assert (made.train_examples, made.eval_examples) == (7, 3)
+    tokenizer = tiny_tokenizer(None)
+    sides = {}
+    for part in ("train", "eval"):
+        ids = dense(tmp_path / "data" / part)["input_ids"]
+        sides[part] = set("".join(tokenizer.decode(row) for row in ids)) & set("0123456789")
+    assert sides["train"] | sides["eval"] == set("0123456789")
+    assert sides["train"] & sides["eval"] == set()
+
+
+def test_exact_copies_are_counted_trained_on_and_warned_about(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    long = {"prompt": "short", "completion": "word " * 100}
-    never = {"prompt": "word " * 100, "completion": "lost"}
-    records = [*questions(4), long, never]
-    found = built(tmp_path, records=records, eval_fraction=0.0, sequence_length=64)
-    assert (found.truncated, found.meta.train.examples) == (2, 5)
-    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
-        "warning: 2 examples were cut at 64 tokens; "
-        "a larger spec.training.sequenceLength would keep them whole",
-        "warning: 1 examples have nothing left to learn after that and were left out",
+    records = [*questions(20), *questions(3), questions(1)[0]]
+    made = built(tmp_path, records=records, eval_fraction=0.0)
+    assert (made.found.duplicates, made.train_examples) == (4, 24)
+    assert warnings(caplog) == [
+        "warning: 4 of 24 examples (16.7%) are exact copies of others, so they count more than "
+        "once; remove them if that is not intended"
     ]
+
+
+def test_a_few_copies_are_counted_without_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = built(tmp_path, records=[*questions(200), *questions(2)])
+    assert made.found.duplicates == 2
+    assert warnings(caplog) == []
+
+
+def test_lengths_are_counted_before_anything_is_cut(tmp_path: Path) -> None:
+    made = built(tmp_path, records=[*questions(4), LONG], eval_fraction=0.0, sequence_length=64)
+    assert sum(bar.examples for bar in made.found.lengths) == 5
+    assert made.found.lengths[-1].up_to > 64
+    assert made.found.lengths[-1].examples == 1
+
+
+@pytest.mark.parametrize(
+    ("lengths", "expected"),
+    [
+        ([], []),
+        ([7], [(8, 1)]),
+        ([8, 9, 12, 13], [(8, 1), (12, 2), (16, 1)]),
+        ([100, 500], [(128, 1), (192, 0), (256, 0), (384, 0), (512, 1)]),
+        # Twelve fine bars would not do: powers of two only.
+        ([10, 20, 1000], [(16, 1), (32, 1), (64, 0), (128, 0), (256, 0), (512, 0), (1024, 1)]),
+    ],
+)
+def test_bars_have_round_edges(lengths: list[int], expected: list[tuple[int, int]]) -> None:
+    found = histogram(np.array(lengths, dtype=np.int64))
+    assert [(bar.up_to, bar.examples) for bar in found] == expected
+
+
+def test_there_are_never_more_than_twelve_bars_and_none_loses_an_example() -> None:
+    lengths = np.unique(np.geomspace(1, 1_000_000, 500).astype(np.int64))
+    found = histogram(lengths)
+    assert len(found) == 12
+    assert sum(bar.examples for bar in found) == len(lengths)
+    assert (found[0].up_to, found[-1].up_to) == (512, 1 << 20)
+    assert found[0].examples == int((lengths <= 512).sum())
 
 
 def test_data_of_which_nothing_is_left_are_refused(tmp_path: Path) -> None:
@@ -179,6 +321,52 @@ def test_samples_mark_what_is_learned(tmp_path: Path) -> None:
         "<|im_start|>user\nWhat is 1 plus 1?<|im_end|>\n"
         "<|im_start|>assistant\n⟦1 plus 1 is 2.<|im_end|>⟧\n"
     ) in text
+
+
+def test_samples_for_machines_are_held_out_questions_with_their_answers(tmp_path: Path) -> None:
+    built(tmp_path)
+    found = read_samples(tmp_path / "data")
+    tokenizer = tiny_tokenizer()
+    assert len(found) == 3
+    trained_on = (tmp_path / "data/samples.txt").read_text()
+    for sample in found:
+        number = int(sample.where.removeprefix("d.jsonl line ")) - 1
+        record = questions(20)[number]
+        assert sample.held_out
+        assert sample.where + " " not in trained_on
+        assert sample.expected == record["completion"]
+        assert sample.prompt == (
+            f"<|im_start|>user\n{record['prompt']}<|im_end|>\n<|im_start|>assistant\n"
+        )
+        assert tokenizer.decode(sample.prompt_ids) == sample.prompt
+
+
+def test_without_held_out_examples_the_samples_are_of_those_trained_on(tmp_path: Path) -> None:
+    built(tmp_path, eval_fraction=0.0)
+    found = read_samples(tmp_path / "data")
+    assert [(s.where, s.held_out) for s in found] == [
+        (f"d.jsonl line {i}", False) for i in (1, 2, 3)
+    ]
+
+
+def test_of_a_conversation_the_last_answer_is_asked_for(tmp_path: Path) -> None:
+    turns = [("user", "a?"), ("assistant", "A."), ("user", "b?"), ("assistant", "B.")]
+    chat = {"messages": [{"role": role, "content": text} for role, text in turns]}
+    built(tmp_path, records=[chat], eval_fraction=0.0)
+    (found,) = read_samples(tmp_path / "data")
+    assert found.expected == "B."
+    assert found.prompt.endswith(
+        "A.<|im_end|>\n<|im_start|>user\nb?<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+def test_of_a_text_the_second_half_is_asked_for(tmp_path: Path) -> None:
+    text = "Two plus two is four. Three plus three is six."
+    built(tmp_path, template=None, records=[{"text": text}], eval_fraction=0.0)
+    (found,) = read_samples(tmp_path / "data")
+    assert found.prompt + found.expected == text
+    assert found.prompt_ids == tiny_tokenizer(None).encode(text)[: len(found.prompt_ids)]
+    assert 0 < len(found.prompt) < len(text)
 
 
 def test_a_sample_in_the_log_is_one_short_line() -> None:

@@ -19,6 +19,7 @@ from training_builders import (
     reference_losses,
     run_cases,
     run_config,
+    sequences,
     summed_loss,
     write_work,
 )
@@ -203,13 +204,13 @@ def test_packed_examples_have_the_loss_they_have_by_themselves(root: Path) -> No
     import torch
     from transformers import AutoModelForCausalLM
 
-    from finetune_trainer.batches import IGNORED, Sequences, micro_batch
+    from finetune_trainer.batches import micro_batch
     from finetune_trainer.losses import SummedLoss, tensors
 
     write_work(root / "packing", TRAIN, HELD_OUT, STEPS)
     model = AutoModelForCausalLM.from_pretrained(root / "packing" / "model", dtype=torch.float32)
     module = SummedLoss(model, model)
-    data = Sequences(**TRAIN)
+    data = sequences(TRAIN)
     rows = np.array([3, 8, 11])
     alone_by_example = [
         summed_loss(model, *example)[0].item() for row in rows for example in examples(TRAIN, row)
@@ -230,10 +231,12 @@ def test_packed_examples_have_the_loss_they_have_by_themselves(root: Path) -> No
     assert together["three rows"] == pytest.approx(sum(by_row), rel=1e-5)
     assert together["flat"] == pytest.approx(sum(by_row), rel=1e-5)
     # And the test can tell: as one example, position ids running through, the loss is another.
-    joined = Sequences(
-        TRAIN["input_ids"],
-        np.where(data.position_ids == 0, IGNORED, data.labels),
-        np.tile(np.arange(32, dtype=np.int32), (20, 1)),
+    joined = sequences(
+        {
+            "input_ids": TRAIN["input_ids"],
+            "labels": np.where(TRAIN["position_ids"] == 0, -100, TRAIN["labels"]),
+            "position_ids": np.tile(np.arange(32, dtype=np.int32), (20, 1)),
+        }
     )
     with torch.no_grad():
         mixed = module(**tensors(micro_batch(joined, rows), torch.device("cpu"))).item()

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from hub_server import COMMIT, Hub, Repository, running_hub
 from trainer_builders import a_run, questions, tiny_model, write_jsonl
+from training_builders import dense
 
-from finetune_api.outcome import Outcome, PrepareFacts
+from finetune_api.outcome import LengthBin, Outcome, PrepareFacts
 from finetune_api.run_config import RunConfig, SourceConfig
-from finetune_trainer.data.store import read_split
 from finetune_trainer.errors import DataError
 from finetune_trainer.prepare import main, prepare, total_steps
 
@@ -48,7 +48,7 @@ def contents(work: Path) -> dict[str, bytes]:
 def test_the_facts_say_what_there_is_to_train_on(tmp_path: Path, model: Path, data: Path) -> None:
     run = a_run(tmp_path / "work", model, data)
     facts = prepare(run)
-    arrays = read_split(tmp_path / "work/data", "train")
+    arrays = dense(tmp_path / "work/data/train")
     assert facts == PrepareFacts(
         parameters=139_584,
         architecture="LlamaForCausalLM",
@@ -59,6 +59,10 @@ def test_the_facts_say_what_there_is_to_train_on(tmp_path: Path, model: Path, da
         trained_tokens=int((arrays["labels"] != -100).sum()),
         sequences=len(arrays["input_ids"]),
         truncated_examples=0,
+        lengths=[
+            LengthBin(up_to=32, examples=10),
+            LengthBin(up_to=48, examples=10),
+        ],
         packing_efficiency=facts.tokens / arrays["input_ids"].size,
         total_steps=-(-len(arrays["input_ids"]) // 4),
     )
@@ -80,7 +84,7 @@ def test_an_interrupted_preparation_starts_anew(tmp_path: Path, model: Path, dat
     facts = prepare(run)
     expected = contents(tmp_path / "work")
     (tmp_path / "work/prepare.json").unlink()
-    (tmp_path / "work/data/train/labels.npy").write_bytes(b"half")
+    (tmp_path / "work/data/train/tokens.bin").write_bytes(b"half")
     (tmp_path / "work/model/config.json").unlink()
     assert prepare(run) == facts
     assert contents(tmp_path / "work") == expected

@@ -90,7 +90,9 @@ def _load(run: RunConfig, gang: Gang, sharded: bool) -> Any:
             options["device_map"] = {"": gang.device}
     path = Path(run.work_dir) / WORK_MODEL
     try:
-        model = AutoModelForCausalLM.from_pretrained(path, local_files_only=True, **options)
+        model = AutoModelForCausalLM.from_pretrained(
+            path, local_files_only=True, trust_remote_code=run.allow_remote_code, **options
+        )
     except (OSError, ValueError, KeyError) as exc:
         raise ModelError(f"the prepared model cannot be loaded: {exc}") from exc
     model.train()

@@ -28,9 +28,10 @@ from finetune_api.run_config import (
     RunConfig,
 )
 from finetune_trainer import verify
+from finetune_trainer.batches import Sequences
 from finetune_trainer.card import base_name, kind_of, model_card, training_json
 from finetune_trainer.chart import draw, read_history
-from finetune_trainer.data.store import TRAIN, read_split
+from finetune_trainer.data.store import TRAIN
 from finetune_trainer.errors import ConfigurationError, InternalError
 from finetune_trainer.logs import say
 from finetune_trainer.manifest import (
@@ -93,17 +94,17 @@ def _artefact(run: RunConfig, work: Path, made: Path, parameters: int) -> int:
             shutil.copyfile(path, made / path.name)
     probe = _probe(work)
     if run.lora is None:
-        _copy_model(result, base, made)
+        _copy_model(result, base, made, run.allow_remote_code)
         verify.check_changed(base, made)
-        _prove_model(made, probe, None)
+        _prove_model(made, probe, None, run.allow_remote_code)
     else:
         verify.check_adapter(result, run.lora)
         for name in _ADAPTER:
             shutil.copyfile(result / name, made / name)
-        before = _prove_adapter(base, made, probe, parameters)
+        before = _prove_adapter(base, made, probe, parameters, run.allow_remote_code)
         if run.merge:
-            _merge(base, made)
-            _prove_model(made, probe, before)
+            _merge(base, made, run.allow_remote_code)
+            _prove_model(made, probe, before, run.allow_remote_code)
         else:
             _name_base(made / _ADAPTER[0], run, work)
     count = verify.check_tensors(made)
@@ -111,13 +112,13 @@ def _artefact(run: RunConfig, work: Path, made: Path, parameters: int) -> int:
     return count
 
 
-def _prove_adapter(base: Path, adapter: Path, probe: Any, parameters: int) -> Any:
+def _prove_adapter(base: Path, adapter: Path, probe: Any, parameters: int, allow_code: bool) -> Any:
     """Load base and adapter anew; returns the base's logits, which the adapter must change."""
     import torch
     from peft import PeftModel
 
     small = parameters <= verify.FULL_PRECISION_LIMIT
-    model = _load(base, torch.float32 if small else "auto")
+    model = _load(base, torch.float32 if small else "auto", allow_code)
     model = PeftModel.from_pretrained(model, adapter, local_files_only=True).eval()
     # Peft only warns of tensors for layers that the base does not have.
     loaded = {n.replace(".default", "") for n, _ in model.named_parameters() if "lora_" in n}
@@ -133,25 +134,26 @@ def _prove_adapter(base: Path, adapter: Path, probe: Any, parameters: int) -> An
     return before
 
 
-def _merge(base: Path, made: Path) -> None:
+def _merge(base: Path, made: Path, allow_code: bool) -> None:
     """Replace the adapter in `made` by the whole model, in the number format of the base."""
     from peft import PeftModel
 
-    model = PeftModel.from_pretrained(_load(base, "auto"), made, local_files_only=True)
+    whole = _load(base, "auto", allow_code)
+    model = PeftModel.from_pretrained(whole, made, local_files_only=True)
     model = model.merge_and_unload(safe_merge=True)  # safe: refuses weights that are not finite
     model.save_pretrained(made, max_shard_size=_MAX_SHARD)
     for name in _ADAPTER:
         (made / name).unlink()
 
 
-def _prove_model(made: Path, probe: Any, before: Any | None) -> None:
+def _prove_model(made: Path, probe: Any, before: Any | None, allow_code: bool) -> None:
     """Load a whole model anew and compute with it."""
-    logits = verify.finite_logits(_load(made, "auto"), probe)
+    logits = verify.finite_logits(_load(made, "auto", allow_code), probe)
     if before is not None:
         verify.check_different(before, logits)
 
 
-def _load(directory: Path, dtype: Any) -> Any:
+def _load(directory: Path, dtype: Any, allow_code: bool) -> Any:
     """A model with every tensor in its place; raises InternalError."""
     from transformers import AutoModelForCausalLM
 
@@ -159,14 +161,17 @@ def _load(directory: Path, dtype: Any) -> Any:
         directory,
         dtype=dtype,
         output_loading_info=True,
-        trust_remote_code=False,
+        trust_remote_code=allow_code,
         local_files_only=True,
     )
     verify.check_loads(model, loading)
     return model.eval()
 
 
-def _copy_model(result: Path, base: Path, made: Path) -> None:
+def _copy_model(result: Path, base: Path, made: Path, allow_code: bool) -> None:
+    if allow_code:  # the model's own code belongs to it
+        for path in base.glob("*.py"):
+            shutil.copyfile(path, made / path.name)
     for path in result.iterdir():
         if path.suffix in (".json", ".safetensors"):
             shutil.copyfile(path, made / path.name)
@@ -188,8 +193,8 @@ def _probe(work: Path) -> Any:
     """The first tokens of the training data, [1, up to 32]: what the model must be able to read."""
     import torch
 
-    row = read_split(work / WORK_DATA, TRAIN)["input_ids"][0, :_PROBE_TOKENS]
-    return torch.tensor(row.astype("int64")).unsqueeze(0)
+    data = Sequences.open(work / WORK_DATA / TRAIN)
+    return torch.tensor(data.ids(0)[:_PROBE_TOKENS]).unsqueeze(0)
 
 
 def _describe(

@@ -43,10 +43,10 @@ def prepare(run: RunConfig) -> PrepareFacts:
     _clear(work)
     data = fetch_data(run.dataset)
     check(data.files, run.dataset_format)
-    model = fetch_model(run.model)
-    info = prepare_model(model.path, work / WORK_MODEL, run.model.uri)
+    model = fetch_model(run.model, run.allow_remote_code)
+    info = prepare_model(model.path, work / WORK_MODEL, run.model.uri, run.allow_remote_code)
     check_length(info, run.training.sequence_length)
-    tokenizer = load_tokenizer(work / WORK_MODEL, run.model.uri)
+    tokenizer = load_tokenizer(work / WORK_MODEL, run.model.uri, run.allow_remote_code)
     built = build(run, data.files, tokenizer, info.vocabulary_size, work / WORK_DATA, run_hash(run))
     facts = _facts(run, info, model, data, built)
     _commit(work / WORK_PREPARE_FACTS, facts.model_dump_json(by_alias=True, indent=2))
@@ -91,7 +91,7 @@ def _clear(work: Path) -> None:
 def _facts(
     run: RunConfig, info: ModelInfo, model: FetchedModel, data: FetchedData, built: Built
 ) -> PrepareFacts:
-    train, held_out = built.meta.train, built.meta.eval
+    train, found = built.meta.train, built.found
     batch = run.training.global_batch_size
     if train.sequences < batch:
         warn(
@@ -104,13 +104,17 @@ def _facts(
         architecture=info.architecture,
         model_revision=model.revision,
         dataset_revision=data.revision,
-        format=built.format,
-        examples=train.examples,
-        eval_examples=held_out.examples if held_out else 0,
+        format=found.format,
+        examples=built.train_examples,
+        eval_examples=built.eval_examples,
         tokens=train.tokens,
         trained_tokens=train.trained_tokens,
         sequences=train.sequences,
-        truncated_examples=built.truncated,
+        truncated_examples=found.truncated,
+        dropped_examples=found.dropped,
+        split_examples=found.split,
+        duplicate_examples=found.duplicates,
+        lengths=found.lengths,
         packing_efficiency=efficiency(built.meta),
         total_steps=total_steps(run, train.sequences),
     )

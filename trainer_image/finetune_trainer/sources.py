@@ -49,8 +49,12 @@ class FetchedData:
     """Commit of an `hf://` dataset."""
 
 
-def fetch_model(source: SourceConfig) -> FetchedModel:
-    """Find or download the base model; raises ModelError with what to do."""
+def fetch_model(source: SourceConfig, allow_code: bool = False) -> FetchedModel:
+    """Find or download the base model; raises ModelError with what to do.
+
+    Args:
+        allow_code: Fetch the Python code that comes with it, too.
+    """
     if source.path is not None:
         path = Path(source.path)
         if not path.exists():
@@ -61,7 +65,7 @@ def fetch_model(source: SourceConfig) -> FetchedModel:
         return FetchedModel(path, None)
     repo, _ = _hub_parts(source, "model")
     commit, names = _listing(source, repo, "model")
-    chosen = choose_model_files(names, source.uri)
+    chosen = choose_model_files(names, source.uri, allow_code)
     return FetchedModel(_download(source, repo, commit, chosen, "model"), commit)
 
 
@@ -76,7 +80,7 @@ def fetch_data(source: SourceConfig) -> FetchedData:
     return FetchedData([(name, root / name) for name in chosen], commit)
 
 
-def choose_model_files(names: list[str], uri: str) -> list[str]:
+def choose_model_files(names: list[str], uri: str, allow_code: bool = False) -> list[str]:
     """The files of a model worth having: weights in one safe format, configuration, tokenizer.
 
     Raises:
@@ -90,7 +94,8 @@ def choose_model_files(names: list[str], uri: str) -> list[str]:
         weights = [name for name in top if name.endswith(".gguf")]
         if len(weights) != 1:
             raise ModelError(f"{uri} {_no_weights(names, weights)}")
-    extras = [name for name in top if name.endswith(_MODEL_EXTRAS)]
+    kept = (*_MODEL_EXTRAS, ".py") if allow_code else _MODEL_EXTRAS
+    extras = [name for name in top if name.endswith(kept)]
     return sorted({*weights, *extras})
 
 

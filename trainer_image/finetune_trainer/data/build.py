@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -11,12 +12,16 @@ from typing import Any
 
 import numpy as np
 
+from finetune_api.outcome import LengthBin
 from finetune_api.run_config import RunConfig
+from finetune_trainer.batches import WIDTH_MULTIPLE
+from finetune_trainer.data.examples import Examples, LongExamples, copies, digest, pieces
 from finetune_trainer.data.formats import FormatName, detect, to_example
-from finetune_trainer.data.masking import Masker, Tokens
+from finetune_trainer.data.lengths import histogram
+from finetune_trainer.data.masking import Array, Masker, Tokens
 from finetune_trainer.data.packing import one_each, pack
 from finetune_trainer.data.records import Record, read_records
-from finetune_trainer.data.samples import one_line, render, samples_text
+from finetune_trainer.data.samples import COUNT, one_line, render, write_samples
 from finetune_trainer.data.store import EVAL, META, TRAIN, DataMeta, SplitMeta, write_split
 from finetune_trainer.errors import ConfigurationError, DataError, ModelError
 from finetune_trainer.logs import say, warn
@@ -24,20 +29,32 @@ from finetune_trainer.logs import say, warn
 BATCH = 512
 """Examples tokenised at once: enough for all cores, little memory."""
 
-SAMPLES = "samples.txt"
-WIDTH_MULTIPLE = 8
+MANY_COPIES = 0.01
+"""Share of examples that are copies of others from which on it is worth a warning."""
 
 
 @dataclass(frozen=True)
 class Tokenized:
     """All examples that have something to learn."""
 
-    examples: list[Tokens]
+    examples: Examples
+    """Ready for packing: none is longer than a sequence. `examples.documents` tells which ones
+    are pieces of the same example."""
     format: FormatName
+    count: int
+    """Examples before any was split."""
     truncated: int
     """Examples that were cut at the sequence length."""
     dropped: int
-    """Examples with nothing left to learn after that."""
+    """Examples left out: too long, by choice, or with nothing left to learn."""
+    split: int
+    """Examples that go on in another sequence."""
+    duplicates: int
+    """Examples with the same tokens as an earlier one."""
+    lengths: list[LengthBin]
+    """Histogram of the lengths before anything was cut."""
+    largest_id: int
+    """Largest token id."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +62,14 @@ class Built:
     """What was written."""
 
     meta: DataMeta
-    format: FormatName
-    truncated: int
+    found: Tokenized
+    train_examples: int
+    eval_examples: int
+
+    @property
+    def format(self) -> FormatName:
+        """Format of the data."""
+        return self.found.format
 
 
 def build(
@@ -71,26 +94,34 @@ def build(
     """
     started = time.monotonic()
     length = run.training.sequence_length
-    found = tokenize(read_records(files), run.dataset_format, Masker(tokenizer), length)
-    _check_vocabulary(found.examples, vocabulary_size)
-    total = sum(len(example.ids) for example in found.examples)
+    directory.mkdir(parents=True)
+    found = tokenize(
+        read_records(files),
+        run.dataset_format,
+        Masker(tokenizer),
+        length,
+        run.long_examples,
+        directory,
+    )
+    _check_vocabulary(found.largest_id, vocabulary_size)
+    total = int(found.examples.lengths.sum())
     say(
-        f"tokenised {len(found.examples)} examples ({found.format}), {total} tokens, "
+        f"tokenised {found.count} examples ({found.format}), {total} tokens, "
         f"in {time.monotonic() - started:.1f} s"
     )
-    _report_losses(found, length)
-    _write_samples(found.examples, tokenizer, directory)
+    _report_losses(found, length, run.long_examples)
     started = time.monotonic()
-    train, held_out = split(found.examples, run.eval_fraction, run.training.seed)
-    meta = _write(run, train, held_out, tokenizer, vocabulary_size, directory, run_hash)
+    train, held_out = split(found.count, run.eval_fraction, run.training.seed)
+    _samples(found.examples, held_out, tokenizer, directory)
+    meta = _write(run, found.examples, held_out, vocabulary_size, directory, run_hash)
     (directory / META).write_text(meta.model_dump_json(by_alias=True, indent=2))
     say(
         f"{'packed' if run.training.packing else 'wrote'} {meta.train.sequences} sequences of "
-        f"{meta.width} tokens, {efficiency(meta):.1%} of them real, "
+        f"up to {meta.width} tokens, {efficiency(meta):.1%} of them real, "
         f"in {time.monotonic() - started:.1f} s; {meta.train.trained_tokens} tokens are learned; "
         f"{len(held_out)} examples are held out"
     )
-    return Built(meta=meta, format=found.format, truncated=found.truncated)
+    return Built(meta, found, train_examples=len(train), eval_examples=len(held_out))
 
 
 def check(files: list[tuple[str, Path]], wanted: str) -> None:
@@ -106,12 +137,20 @@ def check(files: list[tuple[str, Path]], wanted: str) -> None:
         to_example(record, name, chat=True)
 
 
-def tokenize(records: Iterable[Record], wanted: str, masker: Masker, length: int) -> Tokenized:
-    """Tokenise, mask and truncate every record.
+def tokenize(
+    records: Iterable[Record],
+    wanted: str,
+    masker: Masker,
+    length: int,
+    long_examples: LongExamples = "Truncate",
+    scratch: Path | None = None,
+) -> Tokenized:
+    """Tokenise and mask every record, and see to those that are too long.
 
     Args:
         wanted: Format of the data, or `Auto` to tell it by the first record.
         length: Longest sequence in tokens.
+        scratch: Where temporary files may be as large as the result.
     """
     stream = iter(records)
     first = next(stream)
@@ -122,35 +161,74 @@ def tokenize(records: Iterable[Record], wanted: str, masker: Masker, length: int
             "instruction-tuned model, add chat_template.jinja to the model, or use a dataset of "
             "format Instruction or Text"
         )
-    kept: list[Tokens] = []
-    truncated = dropped = 0
+    collected = _Collector(length, long_examples, scratch)
     for batch in _batches(chain([first], stream)):
         examples = [to_example(record, name, masker.has_template) for record in batch]
         for tokens in masker.tokenize(examples):
-            truncated += len(tokens.ids) > length
-            cut = Tokens(tokens.where, tokens.ids[:length], tokens.learned[:length])
-            if cut.learned[1:].any():
-                kept.append(cut)
-            else:
-                dropped += 1
-    if not kept:
-        raise DataError(
-            f"none of the {dropped} examples has anything to learn within "
-            f"{length} tokens; raise spec.training.sequenceLength or shorten the prompts"
+            collected.add(tokens)
+    return collected.result(name)
+
+
+class _Collector:
+    """Takes whole examples one by one; keeps what can be learned and counts the rest."""
+
+    def __init__(self, length: int, long_examples: LongExamples, scratch: Path | None) -> None:
+        self._length, self._choice = length, long_examples
+        self._examples = Examples(scratch)
+        self._lengths, self._digests = array("q"), array("Q")
+        self._truncated = self._split = self._too_long = self._empty = self._largest = 0
+
+    def add(self, tokens: Tokens) -> None:
+        """One example, as long as it is."""
+        self._lengths.append(len(tokens.ids))
+        long = len(tokens.ids) > self._length
+        if long and self._choice == "Drop":
+            self._too_long += 1
+            return
+        cut = list(pieces(tokens, self._length))
+        if self._choice != "Split":
+            cut = cut[:1]
+        kept = [piece for piece in cut if piece.learned[1:].any()]
+        self._truncated += long and self._choice == "Truncate"
+        if not kept:
+            self._empty += 1
+            return
+        self._split += long and self._choice == "Split"
+        self._largest = max(self._largest, *(int(piece.ids.max()) for piece in kept))
+        for piece in kept:
+            self._examples.add(piece, len(self._digests))
+        self._digests.append(digest(tokens))
+
+    def result(self, name: FormatName) -> Tokenized:
+        """Everything, after the last example; raises DataError if nothing is left."""
+        dropped = self._too_long + self._empty
+        if not self._digests:
+            raise DataError(
+                f"none of the {dropped} examples has anything to learn within "
+                f"{self._length} tokens; raise spec.training.sequenceLength or shorten the prompts"
+            )
+        return Tokenized(
+            examples=self._examples,
+            format=name,
+            count=len(self._digests),
+            truncated=self._truncated,
+            dropped=dropped,
+            split=self._split,
+            duplicates=copies(self._digests),
+            lengths=histogram(np.array(self._lengths, dtype=np.int64)),
+            largest_id=self._largest,
         )
-    return Tokenized(kept, name, truncated, dropped)
 
 
-def split(examples: list[Tokens], fraction: float, seed: int) -> tuple[list[Tokens], list[Tokens]]:
-    """The part to train on and the part held out, the same for the same seed.
+def split(count: int, fraction: float, seed: int) -> tuple[Array, Array]:
+    """Which examples to train on and which are held out, both ascending; alike for the same seed.
 
     At least one example is held out where `fraction` > 0, and at least one is left to train on.
     """
-    count = len(examples)
     held = 0 if fraction <= 0 or count < 2 else min(max(1, round(count * fraction)), count - 1)
-    chosen = set(np.random.default_rng(seed).permutation(count)[:held].tolist())
-    train = [example for index, example in enumerate(examples) if index not in chosen]
-    return train, [examples[index] for index in sorted(chosen)]
+    chosen = np.zeros(count, dtype=bool)
+    chosen[np.random.default_rng(seed).permutation(count)[:held]] = True
+    return np.flatnonzero(~chosen), np.flatnonzero(chosen)
 
 
 def efficiency(meta: DataMeta) -> float:
@@ -165,39 +243,37 @@ def _batches(records: Iterator[Record]) -> Iterator[list[Record]]:
 
 def _write(
     run: RunConfig,
-    train: list[Tokens],
-    held_out: list[Tokens],
-    tokenizer: Any,
+    examples: Examples,
+    held_out: Array,
     vocabulary_size: int,
     directory: Path,
     run_hash: str,
 ) -> DataMeta:
-    length = run.training.sequence_length
-    rows, width = {}, 0
-    for name, examples in ((TRAIN, train), (EVAL, held_out)):
-        lengths = [len(example.ids) for example in examples]
-        rows[name] = pack(lengths, length) if run.training.packing else one_each(lengths)
-        width = max([width, *(sum(lengths[i] for i in row) for row in rows[name])])
-    width = min(length, -(-width // WIDTH_MULTIPLE) * WIDTH_MULTIPLE)
-    pad = tokenizer.pad_token_id
-    pad = tokenizer.eos_token_id if pad is None else pad
-    metas: dict[str, SplitMeta] = {
-        name: write_split(directory / name, examples, rows[name], width, pad)
-        for name, examples in ((TRAIN, train), (EVAL, held_out))
-        if examples
-    }
+    """Both parts; all pieces of an example go into the same one."""
+    length, lengths = run.training.sequence_length, examples.lengths
+    is_held_out = np.isin(examples.documents, held_out)
+    metas: dict[str, SplitMeta] = {}
+    width = 0
+    for name, chosen in ((TRAIN, ~is_held_out), (EVAL, is_held_out)):
+        indices = np.flatnonzero(chosen)
+        if not len(indices):
+            continue
+        mine = lengths[indices].tolist()
+        rows = pack(mine, length) if run.training.packing else one_each(mine)
+        width = max(width, *(sum(mine[i] for i in row) for row in rows))
+        metas[name] = write_split(
+            directory / name, examples, [indices[row].tolist() for row in rows]
+        )
     return DataMeta(
         run_hash=run_hash,
-        width=width,
-        pad_token_id=pad,
+        width=min(length, -(-width // WIDTH_MULTIPLE) * WIDTH_MULTIPLE),
         vocabulary_size=vocabulary_size,
         train=metas[TRAIN],
         eval=metas.get(EVAL),
     )
 
 
-def _check_vocabulary(examples: list[Tokens], vocabulary_size: int) -> None:
-    largest = max(int(example.ids.max()) for example in examples)
+def _check_vocabulary(largest: int, vocabulary_size: int) -> None:
     if largest >= vocabulary_size:
         raise ModelError(
             f"the tokenizer makes token {largest}, but the model knows only {vocabulary_size} "
@@ -205,17 +281,31 @@ def _check_vocabulary(examples: list[Tokens], vocabulary_size: int) -> None:
         )
 
 
-def _report_losses(found: Tokenized, length: int) -> None:
+def _report_losses(found: Tokenized, length: int, choice: LongExamples) -> None:
     if found.truncated:
         warn(
-            f"{found.truncated} examples were cut at {length} tokens; "
-            "a larger spec.training.sequenceLength would keep them whole"
+            f"{found.truncated} examples were cut at {length} tokens; a larger "
+            "spec.training.sequenceLength, or spec.dataset.longExamples: Split, would keep them "
+            "whole"
         )
+    if found.split:
+        say(f"{found.split} examples are longer than {length} tokens and were split")
     if found.dropped:
-        warn(f"{found.dropped} examples have nothing left to learn after that and were left out")
+        why = "are too long or have" if choice == "Drop" else "have"
+        warn(f"{found.dropped} examples {why} nothing left to learn and were left out")
+    share = found.duplicates / found.count
+    if share > MANY_COPIES:
+        warn(
+            f"{found.duplicates} of {found.count} examples ({share:.1%}) are exact copies of "
+            "others, so they count more than once; remove them if that is not intended"
+        )
 
 
-def _write_samples(examples: list[Tokens], tokenizer: Any, directory: Path) -> None:
-    directory.mkdir(parents=True)
-    (directory / SAMPLES).write_text(samples_text(examples, tokenizer), encoding="utf-8")
-    say(f"an example, learned between ⟦ and ⟧: {one_line(render(examples[0], tokenizer))}")
+def _samples(examples: Examples, held_out: Array, tokenizer: Any, directory: Path) -> None:
+    is_held_out = np.isin(examples.documents, held_out)
+    train, held = (
+        [examples[int(index)] for index in np.flatnonzero(chosen)[:COUNT]]
+        for chosen in (~is_held_out, is_held_out)
+    )
+    write_samples(directory, train, held, tokenizer)
+    say(f"an example, learned between ⟦ and ⟧: {one_line(render(train[0], tokenizer))}")

@@ -14,12 +14,13 @@ from finetune_trainer.model.gguf import convert
 from finetune_trainer.sources import choose_model_files
 
 
-def prepare_model(source: Path, target: Path, uri: str) -> ModelInfo:
+def prepare_model(source: Path, target: Path, uri: str, allow_code: bool = False) -> ModelInfo:
     """Check the model at `source` and make it available in the new directory `target`.
 
     Args:
         source: A directory in the layout of transformers, a GGUF file, or a directory with one.
         uri: What the person who reads a message knows it by.
+        allow_code: Python code that came with the model may run.
 
     Raises:
         ModelError: it cannot be read, trusted or tuned; the message says why.
@@ -30,8 +31,8 @@ def prepare_model(source: Path, target: Path, uri: str) -> ModelInfo:
         convert(gguf, target, uri)
         info = inspect_model(target, uri)
     else:
-        info = inspect_model(source, uri)
-        install(source, weight_files(source, uri), target)
+        info = inspect_model(source, uri, allow_code)
+        install(source, weight_files(source, uri), target, allow_code)
         check_weights(target, uri)
     say(
         f"model {uri}: {info.architecture}, {info.parameters / 1e6:.1f} million parameters, "
@@ -40,13 +41,13 @@ def prepare_model(source: Path, target: Path, uri: str) -> ModelInfo:
     return info
 
 
-def load_tokenizer(directory: Path, uri: str) -> Any:
+def load_tokenizer(directory: Path, uri: str, allow_code: bool = False) -> Any:
     """The tokenizer of a model in the work directory; raises ModelError."""
     from transformers import AutoTokenizer
 
     try:
         return AutoTokenizer.from_pretrained(
-            directory, trust_remote_code=False, local_files_only=True
+            directory, trust_remote_code=allow_code, local_files_only=True
         )
     except Exception as exc:  # a foreign file: whatever the library trips over is its fault
         text = (str(exc).strip().splitlines() or [type(exc).__name__])[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,26 +29,30 @@ class ModelInfo:
     longest_sequence: int | None
     """Tokens that the model was made for; None where it has no limit."""
 
+    skeleton: Any = field(default=None, repr=False, compare=False)
+    """The model of transformers with shapes but without numbers (torch's meta device)."""
 
-def inspect_model(directory: Path, uri: str) -> ModelInfo:
+
+def inspect_model(directory: Path, uri: str, allow_code: bool = False) -> ModelInfo:
     """Check a directory in the layout of transformers and count its parameters.
 
-    Nothing is executed that came with the model: `trust_remote_code` is always off.
+    Nothing is executed that came with the model, unless the platform permits it (`allow_code`).
 
     Raises:
         ModelError: unreadable, not a causal language model, quantised, or in need of own code.
     """
-    config = _read_config(directory, uri)
+    config = _read_config(directory, uri, allow_code)
     names = check_weights(directory, uri)
-    architecture, parameters = _count(config, uri)
+    skeleton = _skeleton(config, uri, allow_code)
     if not names:
         raise ModelError(f"{uri}: the safetensors files contain no tensors; fetch the model anew")
     text = config.get_text_config()
     return ModelInfo(
-        architecture=architecture,
-        parameters=parameters,
+        architecture=type(skeleton).__name__,
+        parameters=sum(p.numel() for p in skeleton.parameters()),
         vocabulary_size=int(text.vocab_size),
         longest_sequence=getattr(text, "max_position_embeddings", None),
+        skeleton=skeleton,
     )
 
 
@@ -108,7 +112,7 @@ def weight_files(directory: Path, uri: str) -> list[str]:
     return sorted(path.name for path in directory.glob("*.safetensors"))
 
 
-def _read_config(directory: Path, uri: str) -> Any:
+def _read_config(directory: Path, uri: str, allow_code: bool) -> Any:
     """The model's configuration; it is foreign, so any error of the library is the model's."""
     from transformers import AutoConfig
 
@@ -119,13 +123,14 @@ def _read_config(directory: Path, uri: str) -> Any:
         )
     try:
         config = AutoConfig.from_pretrained(
-            directory, trust_remote_code=False, local_files_only=True
+            directory, trust_remote_code=allow_code, local_files_only=True
         )
     except Exception as exc:
         if "trust_remote_code" in str(exc):
             raise ModelError(
-                f"{uri} needs Python code of its own (auto_map in config.json), which is never "
-                "run here; use a model whose architecture is part of transformers"
+                f"{uri} needs Python code of its own (auto_map in config.json), which this "
+                "platform does not run; use a model whose architecture is part of transformers, "
+                "or ask the platform team for a profile with spec.limits.remoteCode: true"
             ) from exc
         raise ModelError(
             f"{uri}: config.json cannot be used: {_first_line(exc)}; the model may be damaged or "
@@ -140,32 +145,32 @@ def _read_config(directory: Path, uri: str) -> Any:
     return config
 
 
-def _count(config: Any, uri: str) -> tuple[str, int]:
+def _skeleton(config: Any, uri: str, allow_code: bool) -> Any:
+    """The model on the meta device; raises ModelError where it does not continue text."""
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+    own = allow_code and "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    if not own and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ModelError(
             f"{uri} is of type {config.model_type}, which is no causal language model; only "
             "models that continue text can be tuned"
         )
     declared = config.architectures or []
-    if declared and not any(
-        "CausalLM" in a or "LMHead" in a or "Conditional" in a for a in declared
-    ):
+    names = ("CausalLM", "LMHead", "Conditional")
+    if not own and declared and not any(name in a for a in declared for name in names):
         raise ModelError(
             f"{uri} was saved as {declared[0]}, which is no causal language model; only models "
             "that continue text can be tuned"
         )
     try:
         with torch.device("meta"):  # shapes without memory
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=allow_code)
     except Exception as exc:
         raise ModelError(
             f"{uri}: config.json describes no model that can be built: {_first_line(exc)}"
         ) from exc
-    return type(model).__name__, sum(p.numel() for p in model.parameters())
 
 
 def _first_line(exc: Exception) -> str:

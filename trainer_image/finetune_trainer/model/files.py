@@ -11,6 +11,10 @@ KEPT = (".json", ".jinja", ".model", ".txt")
 """Besides the weights: configuration, tokenizer, chat template, vocabulary."""
 
 
+CODE = ".py"
+"""Code of a model that is not part of transformers; kept only where it may run."""
+
+
 def link_or_copy(source: Path, target: Path) -> None:
     """A second name for the same file on the same volume, else a copy.
 
@@ -25,9 +29,10 @@ def link_or_copy(source: Path, target: Path) -> None:
         shutil.copyfile(real, target)
 
 
-def install(source: Path, weights: list[str], target: Path) -> None:
+def install(source: Path, weights: list[str], target: Path, allow_code: bool = False) -> None:
     """Make `target` with the named weights and the small files of `source`, and nothing else."""
     target.mkdir(parents=True)
-    small = [path.name for path in source.iterdir() if path.is_file() and path.suffix in KEPT]
+    kept = (*KEPT, CODE) if allow_code else KEPT
+    small = [path.name for path in source.iterdir() if path.is_file() and path.suffix in kept]
     for name in sorted({*weights, *small}):
         link_or_copy(source / name, target / name)
