@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from finetune_api.memory import GIB, Attention, ModelShape, Setup, estimate
+from finetune_api.memory import GIB, Attention, ModelShape, Offload, Setup, estimate
 from finetune_api.outcome import Estimate, ResolvedTraining
 from finetune_api.run_config import RunConfig
 
@@ -14,11 +14,7 @@ HEADROOM = 0.9
 """Part of the memory that a choice of `Auto` may fill: the estimate is within 15 % of what was
 measured elsewhere, and the allocator loses some to gaps."""
 
-OFFLOADS: tuple[Literal["None", "Optimizer", "OptimizerAndParameters"], ...] = (
-    "None",
-    "Optimizer",
-    "OptimizerAndParameters",
-)
+OFFLOADS: tuple[Offload, ...] = ("None", "Optimizer", "OptimizerAndParameters")
 STAGES: tuple[Literal[1, 2, 3], ...] = (1, 2, 3)
 
 
@@ -108,9 +104,7 @@ def choices(run: RunConfig) -> Iterator[ResolvedTraining]:
                     )
 
 
-def _offloads(
-    run: RunConfig,
-) -> list[Literal["None", "Optimizer", "OptimizerAndParameters"]]:
+def _offloads(run: RunConfig) -> list[Offload]:
     """On a CPU there is but one memory, so nothing is gained."""
     if "offload" not in run.auto or run.accelerator == "CPU":
         return [run.offload]
@@ -170,8 +164,8 @@ def _too_large(run: RunConfig, least: Fitted) -> str:
             f"{gib(run.memory.host_bytes)}"
         )
     return (
-        f"training needs about {gib(needed.total)} on every {what} ({parts(needed)}) at micro-batch "
-        f"size {chosen.training.micro_batch_size}, gradient checkpointing "
+        f"training needs about {gib(needed.total)} on every {what} ({parts(needed)}) at "
+        f"micro-batch size {chosen.training.micro_batch_size}, gradient checkpointing "
         f"{'on' if chosen.training.gradient_checkpointing else 'off'}, ZeRO stage "
         f"{chosen.zero_stage}, offload {chosen.offload}, but {', and '.join(limits)}; "
         f"in this order: {', '.join(advice(chosen))}"

@@ -29,7 +29,9 @@ PERSISTENT = 100_000
 SUB_GROUP = 1_000_000_000
 """ZeRO-3: elements that the optimizer changes at a time, with a 32-bit copy of their gradients."""
 LOSS_CHUNK = 2048
-"""Positions whose logits are in 32 bit at a time."""
+"""Positions whose logits are in 32 bit at a time, ..."""
+LOSS_BYTES = 1 << 25
+"""... or, where the output layer itself gives losses, the bytes of those logits."""
 
 LIBRARIES = {"CUDA": GIB, "CPU": GIB}
 """CUDA's context and cuBLAS; on a CPU the interpreter with torch, transformers and DeepSpeed."""
@@ -41,6 +43,7 @@ NF4 = 0.516
 """Bytes per 4-bit weight with its constants, quantised twice (QLoRA, section 3)."""
 
 Attention = Literal["Flash", "Masked"]
+Offload = Literal["None", "Optimizer", "OptimizerAndParameters"]
 
 
 class LinearShape(ApiModel):
@@ -78,7 +81,7 @@ class Setup(ApiModel):
     tuning: Literal["Full", "LoRA", "QLoRA"]
     lora: LoraConfig | None = None
     zero_stage: Literal[1, 2, 3]
-    offload: Literal["None", "Optimizer", "OptimizerAndParameters"] = "None"
+    offload: Offload = "None"
     ranks: int
     rows: int
     """Sequences in one forward pass; two per preference pair."""
@@ -123,11 +126,15 @@ class Stack(ApiModel):
     """Bytes per trained weight for AdamW's two averages."""
     gradient: int = 4
     """Bytes per trained weight for the sum of gradients."""
-    loss_chunk: int | None = LOSS_CHUNK
-    """None: the loss is taken over all positions at once."""
+    loss: Literal["OutputLayer", "Chunks", "Whole"] = "Chunks"
+    """`OutputLayer`: the loss is taken inside of it, so that there are never all logits; `Whole`:
+    over all positions at once."""
+    loss_chunk: int = LOSS_CHUNK
     bucket: int | None = None
     live: int = MAX_LIVE
     sub_group: int = SUB_GROUP
+    libraries: int | None = None
+    """Bytes; 0 where somebody counted tensors only."""
 
 
 OURS = Stack()
@@ -182,14 +189,12 @@ def estimate(shape: ModelShape, setup: Setup, stack: Stack = OURS) -> Estimate:
     if offloaded:
         host += optimizer + _pinned(setup, trained)
         optimizer = 0
-    activations, logits = _activations(shape, setup), _logits(shape, setup, stack)
+    logits = _logits(shape, setup, stack)
+    activations = _activations(shape, setup, logits)
     passing = _communication(shape, setup, trained, stack)
     step = _step(setup, trained, stack)
     working = max(passing, step - activations - logits)
-    libraries = LIBRARIES[setup.accelerator]
-    if setup.accelerator == "CUDA" and setup.ranks > 1:
-        libraries += NCCL
-    buffers = libraries + working
+    buffers = working + _libraries(setup, stack)
     total = weights + gradients + optimizer + activations + logits + buffers
     if setup.accelerator == "CPU":  # there is one memory: offloading moves nothing
         total += host
@@ -238,12 +243,12 @@ def _pinned(setup: Setup, trained: int) -> int:
     return 0 if setup.zero_stage == 3 else setup.number * -(-trained // setup.ranks)
 
 
-def _activations(shape: ModelShape, setup: Setup) -> int:
-    """What the forward pass keeps for the backward pass.
+def _activations(shape: ModelShape, setup: Setup, logits: int) -> int:
+    """What the forward pass keeps for the backward pass, and what that needs beside it.
 
     Counted tensor by tensor after Korthikanti et al. (2022), section 4.1, for a layer of the Llama
     kind: normalisation in 32 bit, gated feed-forward part, no dropout, attention scores never
-    stored.
+    stored. The logits are gone when the first layer goes backward, so the larger of both counts.
     """
     number, hidden = setup.number, shape.hidden_size
     tokens = setup.rows * setup.sequence_length
@@ -255,8 +260,10 @@ def _activations(shape: ModelShape, setup: Setup) -> int:
     backward = tokens * number * (3 * shape.intermediate_size + hidden)
     ends = tokens * (2 * number + 4) * hidden  # embedding, last normalisation
     if setup.gradient_checkpointing:  # only the input of every layer; one is computed again
-        return shape.layers * tokens * number * hidden + layer + backward + ends
-    return shape.layers * layer + backward + ends
+        kept, backward = shape.layers * tokens * number * hidden, backward + layer
+    else:
+        kept = shape.layers * layer
+    return kept + ends + max(0, backward - logits)
 
 
 def _layer_per_token(shape: ModelShape, setup: Setup) -> int:
@@ -282,20 +289,23 @@ def _layer_per_token(shape: ModelShape, setup: Setup) -> int:
 def _logits(shape: ModelShape, setup: Setup, stack: Stack) -> int:
     """At most, where every position is learned; as `finetune_trainer.losses` computes them.
 
-    In 32 bit: logarithm of the softmax, its gradient and that of the logits, 12 bytes.
+    In 32 bit: logarithm of the softmax, its gradient and that of the logits, 12 bytes. In bfloat16:
+    all logits, and the gradients of the chunks that are done.
     """
-    positions = setup.rows * setup.sequence_length
+    words, positions = shape.vocabulary_size, setup.rows * setup.sequence_length
+    if stack.loss == "OutputLayer":
+        weights = (setup.number + 4) * words * shape.hidden_size if setup.lora is None else 0
+        return 3 * LOSS_BYTES + weights
     if setup.precision == "FP32":
-        return 12 * positions * shape.vocabulary_size
-    chunk = min(positions, stack.loss_chunk or positions)
-    last = 2 * positions + 2 * (positions - chunk) + 12 * chunk
-    return max(last, 6 * positions) * shape.vocabulary_size
+        return 12 * positions * words
+    chunk = min(positions, stack.loss_chunk) if stack.loss == "Chunks" else positions
+    return (2 * positions + 2 * (positions - chunk) + 12 * chunk) * words
 
 
 def _communication(shape: ModelShape, setup: Setup, trained: int, stack: Stack) -> int:
     """Buckets of gradients, and the weights that ZeRO-3 has gathered."""
     cuda = setup.accelerator == "CUDA"
-    bucket = stack.bucket or (CUDA_BUCKET if cuda else CPU_BUCKET)
+    bucket = stack.bucket if stack.bucket is not None else (CUDA_BUCKET if cuda else CPU_BUCKET)
     buckets = round(4 * bucket * (OVERLAP if cuda else 2))
     if setup.zero_stage < 3:
         return buckets if setup.ranks > 1 else 4 * bucket
@@ -305,6 +315,14 @@ def _communication(shape: ModelShape, setup: Setup, trained: int, stack: Stack) 
     live = min(everything, stack.live + shape.largest_module)
     arriving = min(everything, shape.largest_module + bucket // 2)  # flat, then copied in place
     return buckets + setup.number * (live + arriving)
+
+
+def _libraries(setup: Setup, stack: Stack) -> int:
+    """Memory that is gone before the first tensor."""
+    if stack.libraries is not None:
+        return stack.libraries
+    nccl = NCCL if setup.accelerator == "CUDA" and setup.ranks > 1 else 0
+    return LIBRARIES[setup.accelerator] + nccl
 
 
 def _step(setup: Setup, trained: int, stack: Stack) -> int:

@@ -126,6 +126,7 @@ def measure(run: Any, gang: Any) -> dict[str, int]:
             seen.append(held(engine, before))
         engine.deepspeed.step()
     engine.deepspeed.destroy()
+    engine.keep_alive = None  # else the next model is sharded while it is loaded
     return {kind: max(found[kind] for found in seen) for kind in seen[0]} | {
         "total": max(sum(found.values()) - found["buckets"] for found in seen)
     }
@@ -141,6 +142,16 @@ def main(cases: str, directory: str) -> None:
         run = RunConfig.model_validate(data)
         gang = gang or join(run)
         results.append(measure(run, gang))
+        if os.environ.get("PROBE_VERBOSE") and gang.is_lead:
+            print(
+                "CASE",
+                run.training.precision,
+                run.tuning,
+                run.zero_stage,
+                run.offload,
+                {k: round(v / 1e6, 3) for k, v in results[-1].items()},
+                flush=True,
+            )
     Path(directory, f"{gang.rank if gang else 0}.json").write_text(json.dumps(results))
 
 
