@@ -20,6 +20,7 @@ from finetune_api.outcome import Outcome, PrepareFacts
 from finetune_api.run_config import WORK_DATA, WORK_MODEL, WORK_PREPARE_FACTS, RunConfig
 from finetune_trainer.data.build import Built, build, check, efficiency
 from finetune_trainer.data.store import META, DataMeta
+from finetune_trainer.fit import fit
 from finetune_trainer.logs import say, warn
 from finetune_trainer.model.base import load_tokenizer, prepare_model
 from finetune_trainer.model.check import ModelInfo, check_length
@@ -31,7 +32,7 @@ def prepare(run: RunConfig) -> PrepareFacts:
     """Fill the work directory; returns what training and the status need to know.
 
     Raises:
-        ModelError, DataError, ConfigurationError: what to mend, and where.
+        ModelError, DataError, ConfigurationError, OutOfMemoryError: what to mend, and where.
     """
     work = Path(run.work_dir)
     done = _already_done(run)
@@ -46,9 +47,12 @@ def prepare(run: RunConfig) -> PrepareFacts:
     model = fetch_model(run.model, run.allow_remote_code)
     info = prepare_model(model.path, work / WORK_MODEL, run.model.uri, run.allow_remote_code)
     check_length(info, run.training.sequence_length)
+    fitted = fit(run, info.shape)
     tokenizer = load_tokenizer(work / WORK_MODEL, run.model.uri, run.allow_remote_code)
     built = build(run, data.files, tokenizer, info.vocabulary_size, work / WORK_DATA, run_hash(run))
-    facts = _facts(run, info, model, data, built)
+    facts = _facts(run, info, model, data, built).model_copy(
+        update={"resolved": fitted.resolved, "estimate": fitted.estimate}
+    )
     _commit(work / WORK_PREPARE_FACTS, facts.model_dump_json(by_alias=True, indent=2))
     say(f"prepared {facts.total_steps} steps in {time.monotonic() - started:.1f} s")
     return facts

@@ -14,6 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from finetune_api.fitting import advice, gib, parts
+from finetune_api.outcome import Estimate
 from finetune_api.run_config import RunConfig
 from finetune_trainer.errors import (
     ConfigurationError,
@@ -127,14 +129,19 @@ def join(run: RunConfig) -> Gang:
 
 
 @contextlib.contextmanager
-def classified(run: RunConfig) -> Iterator[None]:
-    """Turn what torch raises into errors that say whose problem it is."""
+def classified(run: RunConfig, needed: Estimate | None = None) -> Iterator[None]:
+    """Turn what torch raises into errors that say whose problem it is.
+
+    Args:
+        run: What is being done.
+        needed: What prepare estimated, to be shown where memory runs out.
+    """
     try:
         yield
     except (RuntimeError, MemoryError) as exc:  # torch's own classes are RuntimeErrors
         text = str(exc)
         if isinstance(exc, torch.OutOfMemoryError | MemoryError) or "can't allocate" in text:
-            raise OutOfMemoryError(memory_advice(run)) from exc
+            raise OutOfMemoryError(memory_advice(run, needed)) from exc
         if lost_peer(exc):
             raise PeerLostError(
                 f"the connection to another worker broke: {text.splitlines()[0][:200]}"
@@ -161,24 +168,13 @@ def _from_network(exc: BaseException) -> bool:
     return isinstance(exc, dist.DistError) or "gloo" in str(exc) or "NCCL" in str(exc)
 
 
-def memory_advice(run: RunConfig) -> str:
-    """What to change when memory runs out: only what this run has not done already."""
-    training = run.training
-    fixes = []
-    if training.micro_batch_size > 1:
-        fixes.append(f"lower spec.training.microBatchSize (now {training.micro_batch_size})")
-    if not training.gradient_checkpointing:
-        fixes.append("set spec.training.gradientCheckpointing: Always")
-    if run.zero_stage < 3 and run.world_size > 1:
-        fixes.append(f"set spec.zero.stage: 3 (now {run.zero_stage})")
-    if run.tuning == "Full":
-        fixes.append("use spec.method.tuning: LoRA")
-    if training.precision == "FP32":
-        fixes.append("use spec.training.precision: BF16")
-    fixes.append(f"shorten spec.training.sequenceLength (now {training.sequence_length})")
-    fixes.append("use more workers or a profile with more memory")
+def memory_advice(run: RunConfig, needed: Estimate | None = None) -> str:
+    """What to change when memory runs out, with what prepare estimated beside it."""
     what = "GPU" if run.accelerator == "CUDA" else "worker"
+    expected = ""
+    if needed is not None:
+        expected = f" (prepare expected {gib(needed.total)}: {parts(needed)})"
     return (
-        f"the model and its training state do not fit into the {what}'s memory; in this order: "
-        + ", ".join(fixes)
+        f"the model and its training state do not fit into the {what}'s memory{expected}; "
+        f"in this order: {', '.join(advice(run))}"
     )

@@ -30,6 +30,7 @@ from finetune_api.run_config import (
 )
 from finetune_trainer import logs
 from finetune_trainer.errors import InternalError, StoppedError, TrainerError
+from finetune_trainer.fit import resolved_run
 from finetune_trainer.outcome_file import (
     ENV_TERMINATION_LOG,
     exit_code,
@@ -122,6 +123,7 @@ def train(run: RunConfig, gang: Gang, watch: Watch) -> TrainFacts:
 
     work = Path(run.work_dir)
     prepared = _prepared(work)
+    asked, run = run, resolved_run(run, prepared)
     data = Sequences.open(work / WORK_DATA / "train")
     held_out = Sequences.open(work / WORK_DATA / "eval") if prepared.eval_examples else None
     watch.reporter.update(total_steps=prepared.total_steps)
@@ -151,7 +153,7 @@ def train(run: RunConfig, gang: Gang, watch: Watch) -> TrainFacts:
         update={"eval_loss_before": before, "eval_loss_after": after}
     )
     if gang.is_lead:
-        _leave(work, run, facts)
+        _leave(work, asked, facts)
     gang.barrier()  # nobody says "done" before it is true
     engine.deepspeed.destroy()
     return facts

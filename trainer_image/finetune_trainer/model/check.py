@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from finetune_api.memory import PERSISTENT, LinearShape, ModelShape
 from finetune_trainer.errors import ConfigurationError, ModelError
 
 FLOATS = ("F32", "F16", "BF16")
@@ -29,6 +31,9 @@ class ModelInfo:
     longest_sequence: int | None
     """Tokens that the model was made for; None where it has no limit."""
 
+    shape: ModelShape
+    """What its memory depends on."""
+
     skeleton: Any = field(default=None, repr=False, compare=False)
     """The model of transformers with shapes but without numbers (torch's meta device)."""
 
@@ -47,11 +52,13 @@ def inspect_model(directory: Path, uri: str, allow_code: bool = False) -> ModelI
     if not names:
         raise ModelError(f"{uri}: the safetensors files contain no tensors; fetch the model anew")
     text = config.get_text_config()
+    shape = _shape(skeleton, text)
     return ModelInfo(
         architecture=type(skeleton).__name__,
-        parameters=sum(p.numel() for p in skeleton.parameters()),
+        parameters=shape.parameters,
         vocabulary_size=int(text.vocab_size),
         longest_sequence=getattr(text, "max_position_embeddings", None),
+        shape=shape,
         skeleton=skeleton,
     )
 
@@ -171,6 +178,55 @@ def _skeleton(config: Any, uri: str, allow_code: bool) -> Any:
         raise ModelError(
             f"{uri}: config.json describes no model that can be built: {_first_line(exc)}"
         ) from exc
+
+
+def _shape(model: Any, text: Any) -> ModelShape:
+    """Sizes of a model for the estimate of its memory; `text` is its text configuration."""
+    sizes = [p.numel() for p in model.parameters()]
+    linears = _linears(model)
+    hidden = int(text.hidden_size)
+    # Recurrent models have no heads; as if there were one of the whole width.
+    heads = int(getattr(text, "num_attention_heads", None) or 1)
+    inner = getattr(text, "intermediate_size", None)
+    if experts := getattr(text, "num_experts_per_tok", None):
+        inner = int(experts) * int(getattr(text, "moe_intermediate_size", None) or inner or 0)
+    return ModelShape(
+        parameters=sum(sizes),
+        largest_module=max(
+            sum(p.numel() for p in module.parameters(recurse=False)) for module in model.modules()
+        ),
+        small_parameters=sum(size for size in sizes if size <= PERSISTENT),
+        hidden_size=hidden,
+        intermediate_size=int(inner or max([4 * hidden, *(x.out_features for x in linears)])),
+        layers=int(text.num_hidden_layers),
+        heads=heads,
+        kv_heads=int(getattr(text, "num_key_value_heads", None) or heads),
+        head_size=int(getattr(text, "head_dim", None) or hidden // heads),
+        vocabulary_size=int(text.vocab_size),
+        linears=linears,
+    )
+
+
+def _linears(model: Any) -> list[LinearShape]:
+    """The layers that can get an adapter, by name and size, the output head left out."""
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    head, found = model.get_output_embeddings(), Counter[tuple[str, int, int]]()
+    for name, module in model.named_modules():
+        if module is head:
+            continue
+        if isinstance(module, nn.Linear):
+            size = (module.in_features, module.out_features)
+        elif isinstance(module, Conv1D):  # GPT-2's, stored the other way round
+            size = (module.weight.shape[0], module.weight.shape[1])
+        else:
+            continue
+        found[(name.rsplit(".", 1)[-1], *size)] += 1
+    return [
+        LinearShape(name=name, in_features=rows, out_features=columns, count=count)
+        for (name, rows, columns), count in sorted(found.items())
+    ]
 
 
 def _first_line(exc: Exception) -> str:

@@ -1,0 +1,161 @@
+"""Measures what a rank really holds: `python -m memory_probe CASES_JSON DIRECTORY`, by torchrun.
+
+Every case is a run of two optimizer steps. What a rank holds is looked at when the optimizer is
+about to change weights and has just done so: parameters, gradients and its own state are all
+there, activations are not.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+HIDDEN, LAYERS, VOCABULARY = 320, 3, 4096
+
+
+def probe_model(directory: Path) -> None:
+    """Write a Llama of 7 million parameters, most of them in matrices above ZeRO-3's threshold."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=HIDDEN,
+        intermediate_size=1024,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        max_position_embeddings=512,
+        tie_word_embeddings=False,
+    )
+    LlamaForCausalLM(config).save_pretrained(directory)
+
+
+def storages(tensors: Iterator[Any] | list[Any]) -> dict[int, int]:
+    """Bytes by address of every piece of memory under these tensors."""
+    import torch
+
+    found = {}
+    for tensor in tensors:
+        if isinstance(tensor, torch.Tensor) and tensor.device.type == "cpu":
+            memory = tensor.untyped_storage()
+            found[memory.data_ptr()] = memory.nbytes()
+    found.pop(0, None)
+    return found
+
+
+def alive() -> dict[int, int]:
+    """All tensors of this process."""
+    import torch
+
+    gc.collect()
+    found = [o for o in gc.get_objects() if isinstance(o, torch.Tensor)]
+    return storages(
+        [t for tensor in found for t in (tensor, tensor.grad if tensor.is_leaf else None)]
+    )
+
+
+def held(engine: Any, before: set[int]) -> dict[str, int]:
+    """Bytes by kind; `gradients` is all that is neither weight, optimizer nor bucket."""
+    zero = engine.deepspeed.optimizer
+    parameters = list(engine.deepspeed.module.parameters())
+    shards = [getattr(p, "ds_tensor", None) for p in parameters]
+    weights = storages([*parameters, *shards])
+    masters = [
+        tensor
+        for name in (
+            "single_partition_of_fp32_groups",
+            "fp32_groups_flat_partition",
+            "fp32_partitioned_groups_flat",
+        )
+        for tensor in getattr(zero, name, [])
+    ]
+    state = [t for values in engine.optimizer.state.values() for t in values.values()]
+    optimizer = storages([*masters, *state])
+    buckets = storages(
+        [
+            buffer
+            for bucket in getattr(zero, "ipg_buckets", {}).values()
+            for buffer in (bucket.buffer if isinstance(bucket.buffer, list) else [bucket.buffer])
+        ]
+    )
+    known = weights | optimizer | buckets
+    rest = {a: size for a, size in alive().items() if a not in known and a not in before}
+    return {
+        "parameters": sum(weights.values()),
+        "optimizer": sum(optimizer.values()),
+        "buckets": sum(buckets.values()),
+        "gradients": sum(rest.values()),
+    }
+
+
+def measure(run: Any, gang: Any) -> dict[str, int]:
+    """What this rank holds at most during two steps of two micro-batches."""
+    import torch
+
+    from finetune_trainer.engine import build
+
+    before = set(alive())
+    engine = build(run, gang)
+    ids = torch.arange(16)[None] % VOCABULARY
+    batch = {
+        "input_ids": ids,
+        "position_ids": torch.arange(16)[None],
+        "keep": torch.arange(15),
+        "targets": ids[:, 1:],
+    }
+    seen: list[dict[str, int]] = []
+    inner = engine.optimizer.step
+
+    def step(*args: Any, **kwargs: Any) -> Any:
+        seen.append(held(engine, before))
+        done = inner(*args, **kwargs)
+        seen.append(held(engine, before))
+        return done
+
+    engine.optimizer.step = step  # type: ignore[method-assign]
+    for _ in range(4):
+        engine.deepspeed.backward(engine.deepspeed(**batch), scale_wrt_gas=False)
+        if engine.deepspeed.is_gradient_accumulation_boundary():
+            seen.append(held(engine, before))
+        engine.deepspeed.step()
+    engine.deepspeed.destroy()
+    engine.keep_alive = None  # else the next model is sharded while it is loaded
+    return {kind: max(found[kind] for found in seen) for kind in seen[0]} | {
+        "total": max(sum(found.values()) - found["buckets"] for found in seen)
+    }
+
+
+def main(cases: str, directory: str) -> None:
+    """One rank."""
+    from finetune_api.run_config import RunConfig
+    from finetune_trainer.ranks import join
+
+    gang, results = None, []
+    for data in json.loads(Path(cases).read_text()):
+        run = RunConfig.model_validate(data)
+        gang = gang or join(run)
+        results.append(measure(run, gang))
+        if os.environ.get("PROBE_VERBOSE") and gang.is_lead:
+            print(
+                "CASE",
+                run.training.precision,
+                run.tuning,
+                run.zero_stage,
+                run.offload,
+                {k: round(v / 1e6, 3) for k, v in results[-1].items()},
+                flush=True,
+            )
+    Path(directory, f"{gang.rank if gang else 0}.json").write_text(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
+    sys.stdout.flush()
+    os._exit(0)

@@ -1,0 +1,42 @@
+"""Memory: what prepare decides before a GPU is held, and what training does with it."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from finetune_api.fitting import Fitted, TooLarge, applied, decide, gib, parts
+from finetune_api.memory import Attention, ModelShape
+from finetune_api.outcome import PrepareFacts
+from finetune_api.run_config import RunConfig
+from finetune_trainer.errors import OutOfMemoryError
+from finetune_trainer.logs import say
+
+
+def fit(run: RunConfig, shape: ModelShape) -> Fitted:
+    """Settle every `Auto` that concerns memory.
+
+    Raises:
+        OutOfMemoryError: by the estimate nothing fits; no GPU has been asked for yet.
+    """
+    found = decide(run, shape, attention(run))
+    if isinstance(found, TooLarge):
+        raise OutOfMemoryError(found.message)
+    chosen = found.resolved
+    say(
+        f"memory of a process: about {gib(found.estimate.total)} ({parts(found.estimate)}) with "
+        f"micro-batch {chosen.micro_batch_size} x {chosen.gradient_accumulation_steps}, "
+        f"ZeRO {chosen.zero_stage}, offload {chosen.offload}, gradient checkpointing "
+        f"{'on' if chosen.gradient_checkpointing else 'off'}"
+    )
+    return found
+
+
+def attention(run: RunConfig) -> Attention:
+    """What the engine will use on GPUs: prepare runs in the same image, but has none."""
+    flash = run.accelerator == "CUDA" and run.training.precision == "BF16"
+    return "Flash" if flash and find_spec("flash_attn") is not None else "Masked"
+
+
+def resolved_run(run: RunConfig, facts: PrepareFacts) -> RunConfig:
+    """`run` as prepare has decided it; every process trains with this."""
+    return applied(run, facts.resolved) if facts.resolved else run
