@@ -208,4 +208,31 @@ def trained(run):  # type: ignore[no-untyped-def]
             if run.lora is None or "lora_B" in name:
                 parameter += 0.05 * torch.randn_like(parameter)
     model.save_pretrained(work / "result")
+    verification(model.eval(), work)
     return work / "result"
+
+
+def verification(model, work: Path) -> None:  # type: ignore[no-untyped-def]
+    """What training leaves for export to prove the result by, computed by transformers itself."""
+    import torch
+
+    from finetune_api.artefact import Verification
+    from finetune_trainer.batches import Sequences
+    from finetune_trainer.spans import as_rows, choose
+
+    split = "eval" if (work / "data/eval").exists() else "train"
+    data = Sequences.open(work / "data" / split)
+    spans = choose(data, 140_000)
+    rows = as_rows(data, spans)
+    losses, learned = [], []
+    for i, span in enumerate(spans):
+        length = span.end - span.start
+        labels = torch.tensor(rows.labels[i : i + 1, :length].astype("int64"))
+        ids = torch.tensor(rows.input_ids[i : i + 1, :length].astype("int64"))
+        learned.append(int((labels[:, 1:] != -100).sum()))
+        with torch.no_grad():
+            losses.append(float(model(input_ids=ids, labels=labels).loss) * learned[-1])
+    told = Verification(
+        split=split, examples=spans, losses=losses, learned=learned, precision="FP32"
+    )
+    (work / "verify.json").write_text(told.model_dump_json(by_alias=True))
