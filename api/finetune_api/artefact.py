@@ -15,34 +15,31 @@ TRAINING_STATE = "training_state.json"
 """In the artefact: `TrainingState`."""
 
 
-class Span(ApiModel):
-    """One example within the prepared data."""
+class ProofExample(ApiModel):
+    """One example by itself, and its loss with the final weights."""
 
-    row: int
-    """Sequence, counted from 0."""
-    start: int
-    """Its first token in the sequence."""
-    end: int
-    """The token after its last one."""
+    ids: list[int]
+    """Its tokens, up to the last learned one."""
+    learned: list[int]
+    """Places of the learned tokens in it, ascending; at least one, and never the first token."""
+    loss: float
+    """Sum over the learned tokens, in nats."""
 
 
 class Verification(ApiModel):
     """What training leaves so that export can prove the reloaded model (`verify.json`)."""
 
-    split: Literal["train", "eval"]
-    """Where the examples are: `train` where nothing is held out."""
-    examples: list[Span]
-    losses: list[float]
-    """Of each example with the final weights: sum over its learned tokens, in nats."""
-    learned: list[int]
-    """Learned tokens of each example; at least one."""
+    held_out: bool
+    """The examples were not trained on."""
+    examples: list[ProofExample]
     precision: Literal["BF16", "FP32"]
     """What the losses were computed in."""
 
     @property
     def loss(self) -> float:
         """Mean over all their learned tokens, in nats."""
-        return sum(self.losses) / sum(self.learned)
+        learned = sum(len(example.learned) for example in self.examples)
+        return sum(example.loss for example in self.examples) / learned
 
 
 class Verified(ApiModel):

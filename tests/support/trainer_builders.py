@@ -218,21 +218,17 @@ def verification(model, work: Path) -> None:  # type: ignore[no-untyped-def]
 
     from finetune_api.artefact import Verification
     from finetune_trainer.batches import Sequences
-    from finetune_trainer.spans import as_rows, choose
+    from finetune_trainer.proof_examples import choose, examples_of
 
-    split = "eval" if (work / "data/eval").exists() else "train"
-    data = Sequences.open(work / "data" / split)
-    spans = choose(data, 140_000)
-    rows = as_rows(data, spans)
-    losses, learned = [], []
-    for i, span in enumerate(spans):
-        length = span.end - span.start
-        labels = torch.tensor(rows.labels[i : i + 1, :length].astype("int64"))
-        ids = torch.tensor(rows.input_ids[i : i + 1, :length].astype("int64"))
-        learned.append(int((labels[:, 1:] != -100).sum()))
+    held_out = (work / "data/eval").exists()
+    data = Sequences.open(work / "data" / ("eval" if held_out else "train"))
+    examples = []
+    for example in choose(examples_of(data), 140_000):
+        ids = torch.tensor([example.ids])
+        labels = torch.full_like(ids, -100)
+        labels[0, example.learned] = ids[0, example.learned]
         with torch.no_grad():
-            losses.append(float(model(input_ids=ids, labels=labels).loss) * learned[-1])
-    told = Verification(
-        split=split, examples=spans, losses=losses, learned=learned, precision="FP32"
-    )
+            mean = float(model(input_ids=ids, labels=labels).loss)
+        examples.append(example.model_copy(update={"loss": mean * len(example.learned)}))
+    told = Verification(held_out=held_out, examples=examples, precision="FP32")
     (work / "verify.json").write_text(told.model_dump_json(by_alias=True))

@@ -5,10 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from finetune_trainer.batches import IGNORED, Sequences
-from finetune_trainer.spans import spans
+from finetune_api.artefact import ProofExample
 
 COUNT = 3
 NEW_TOKENS = 48
@@ -32,27 +29,22 @@ class Prompt:
     expected: list[int]
 
 
-def prompts(data: Sequences) -> list[Prompt]:
-    """The first `COUNT` prompts of the data that are not too long.
+def prompts(examples: list[ProofExample]) -> list[Prompt]:
+    """The first `COUNT` prompts that are not too long.
 
     A prompt is what stands before the first learned token; where everything is learned, as in
     plain text, it is the beginning.
     """
     found: list[Prompt] = []
-    for span in spans(data):
-        ids = data.input_ids[span.row, span.start : span.end]
-        learned = data.labels[span.row, span.start : span.end] != IGNORED
-        first = int(np.flatnonzero(learned)[0])
-        rest = np.flatnonzero(~learned[first:])
-        last = first + int(rest[0]) if rest.size else len(ids)
+    for example in examples:
+        ids, learned = example.ids, example.learned
+        first = learned[0]
+        last = next((p + 1 for p in learned if p + 1 not in learned), len(ids))
         if first <= 1:
             first = max(1, min(TEXT_PROMPT, len(ids) // 2))
-        if first > MAX_PROMPT:
-            continue
-        found.append(Prompt(ids[:first].tolist(), ids[first:last].tolist()[:NEW_TOKENS]))
-        if len(found) == COUNT:
-            break
-    return found
+        if first <= MAX_PROMPT:
+            found.append(Prompt(ids[:first], ids[first:last][:NEW_TOKENS]))
+    return found[:COUNT]
 
 
 def new_tokens(parameters: int) -> int:

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from finetune_api.artefact import Sample, Verification
-from finetune_api.run_config import WORK_DATA, WORK_MODEL, WORK_VERIFICATION, RunConfig
+from finetune_api.run_config import WORK_MODEL, WORK_VERIFICATION, RunConfig
 from finetune_trainer import verify
 from finetune_trainer.answers import Prompt, answers, new_tokens, prompts
-from finetune_trainer.batches import Sequences
 from finetune_trainer.errors import InternalError
 from finetune_trainer.model.base import load_tokenizer
 from finetune_trainer.verify import FULL_PRECISION_LIMIT
@@ -24,8 +23,6 @@ class Evidence:
 
     run: RunConfig
     base: Path
-    data: Sequences
-    """The split that `told` is about."""
     told: Verification
     asked: list[Prompt]
     tokenizer: Any
@@ -42,10 +39,9 @@ class Evidence:
             raise InternalError(f"{WORK_VERIFICATION} of the training cannot be read: {exc}") from (
                 exc
             )
-        data = Sequences.open(work / WORK_DATA / told.split)
         tokenizer = load_tokenizer(work / WORK_MODEL, run.model.uri)
-        asked = prompts(data) if new_tokens(parameters) else []
-        return cls(run, work / WORK_MODEL, data, told, asked, tokenizer, parameters)
+        asked = prompts(told.examples) if new_tokens(parameters) else []
+        return cls(run, work / WORK_MODEL, told, asked, tokenizer, parameters)
 
     @property
     def small(self) -> bool:
@@ -54,10 +50,10 @@ class Evidence:
 
     @property
     def probe(self) -> Any:
-        """The first tokens of the data, [1, up to 32]."""
+        """The first tokens of an example, [1, up to 32]."""
         import torch
 
-        return torch.from_numpy(self.data.input_ids[:1, :_PROBE_TOKENS].astype("int64"))
+        return torch.tensor([self.told.examples[0].ids[:_PROBE_TOKENS]])
 
     def load(self, directory: Path) -> Any:
         """A model of transformers in the number format to prove it in."""
@@ -72,7 +68,7 @@ class Evidence:
     def reproduced(self, model: Any, sixteen_bit: bool) -> tuple[float, float]:
         """The loss that the model has now, and the tolerance; InternalError if it is another."""
         allowed = verify.tolerance(self.told, self.run.tuning, sixteen_bit or not self.small)
-        loss = verify.loss_of(model, self.data, self.told)
+        loss = verify.loss_of(model, self.told)
         verify.check_reproduced(loss, self.told, allowed)
         return loss, allowed
 

@@ -44,7 +44,7 @@ def data_digest(directory: Path) -> str:
     The same data, tokenizer, seed and lengths give the same digest on every machine.
     """
     whole = hashlib.sha256()
-    for path in sorted(directory.rglob("*.npy")):
+    for path in sorted(p for p in directory.rglob("*") if p.suffix in (".npy", ".bin")):
         with path.open("rb") as file:
             content = hashlib.file_digest(file, "sha256").hexdigest()
         whole.update(f"{path.relative_to(directory).as_posix()} {content}\n".encode())

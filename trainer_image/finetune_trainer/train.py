@@ -118,8 +118,8 @@ def train(run: RunConfig, gang: Gang, watch: Watch) -> TrainFacts:
     from finetune_trainer.batches import Sequences
     from finetune_trainer.engine import build
     from finetune_trainer.loop import LossLog, train_steps
+    from finetune_trainer.plain import leave_verification
     from finetune_trainer.result import save
-    from finetune_trainer.verification import leave_verification
 
     work = Path(run.work_dir)
     prepared = _prepared(work)

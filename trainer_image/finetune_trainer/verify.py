@@ -10,11 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from finetune_api.artefact import Verification
 from finetune_api.run_config import LoraConfig
-from finetune_trainer.batches import IGNORED, Sequences
 from finetune_trainer.errors import InternalError, ModelError
 
 FULL_PRECISION_LIMIT = 2_000_000_000
@@ -139,25 +136,18 @@ def finite_logits(model: Any, tokens: Any) -> Any:
     return logits
 
 
-def loss_of(model: Any, data: Sequences, told: Verification) -> float:
-    """The mean loss of the examples in nats, each by itself and by nothing but the model.
-
-    Args:
-        data: The split that `told` is about.
-    """
+def loss_of(model: Any, told: Verification) -> float:
+    """The mean loss of the examples in nats, each by itself and by nothing but the model."""
     import torch
     from torch.nn.functional import cross_entropy
 
     summed = 0.0
-    for span in told.examples:
-        place = slice(span.start, span.end)
-        ids = torch.from_numpy(data.input_ids[span.row, place].astype(np.int64))
-        labels = torch.from_numpy(data.labels[span.row, place].astype(np.int64))
+    for example in told.examples:
+        ids, learned = torch.tensor([example.ids]), torch.tensor(example.learned)
         with torch.inference_mode():
-            logits = model(input_ids=ids[None]).logits[0, :-1].float()
-        loss = cross_entropy(logits, labels[1:], ignore_index=IGNORED, reduction="sum")
-        summed += float(loss)
-    return summed / sum(told.learned)
+            logits = model(input_ids=ids).logits[0, learned - 1].float()
+        summed += float(cross_entropy(logits, ids[0, learned], reduction="sum"))
+    return summed / sum(len(example.learned) for example in told.examples)
 
 
 def tolerance(told: Verification, tuning: str, sixteen_bit: bool) -> float:
