@@ -144,10 +144,11 @@ def run_case(run: RunConfig, fault: Fault, directory: Path) -> Ended:
                 os.dup2(os.open(logs / f"{stream}.log", os.O_WRONLY | os.O_CREAT), number)
             os._exit(rank_main(rank, run_json, directory, fault))
         pids.append(pid)
-    return _wait(pids, directory / "struck")
+    # A stopped process does not end by itself, however long it gets.
+    return _wait(pids, directory / "struck", 0 if fault.what == "SIGSTOP" else 10)
 
 
-def _wait(pids: list[int], mark: Path) -> Ended:
+def _wait(pids: list[int], mark: Path, patience: float) -> Ended:
     codes: dict[int, int] = {}
     began, ended = time.monotonic(), 0.0
     while len(codes) < 2:
@@ -157,7 +158,7 @@ def _wait(pids: list[int], mark: Path) -> Ended:
                 codes[pid] = os.waitstatus_to_exitcode(status)
                 ended = time.time()
         # As torchrun does: when one has failed, the others get a moment to tell, no more.
-        late = ended and time.time() - ended > 10
+        late = ended and time.time() - ended > patience
         if late or time.monotonic() - began > SECONDS:
             for pid in set(pids) - set(codes):
                 os.kill(pid, signal.SIGKILL)
