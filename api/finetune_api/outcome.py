@@ -222,6 +222,9 @@ class ExportFacts(ApiModel):
     tensors: int
     """Tensors that were reloaded and found finite and non-empty."""
 
+    reproduced_loss: float | None = None
+    """Loss of some held-out examples, computed again from the files: it is what training had."""
+
     eval_loss_before: float | None = None
     """Taken over from training."""
 

@@ -208,4 +208,27 @@ def trained(run):  # type: ignore[no-untyped-def]
             if run.lora is None or "lora_B" in name:
                 parameter += 0.05 * torch.randn_like(parameter)
     model.save_pretrained(work / "result")
+    verification(model.eval(), work)
     return work / "result"
+
+
+def verification(model, work: Path) -> None:  # type: ignore[no-untyped-def]
+    """What training leaves for export to prove the result by, computed by transformers itself."""
+    import torch
+
+    from finetune_api.artefact import Verification
+    from finetune_trainer.batches import Sequences
+    from finetune_trainer.proof_examples import choose, examples_of
+
+    held_out = (work / "data/eval").exists()
+    data = Sequences.open(work / "data" / ("eval" if held_out else "train"))
+    examples = []
+    for example in choose(examples_of(data), 140_000):
+        ids = torch.tensor([example.ids])
+        labels = torch.full_like(ids, -100)
+        labels[0, example.learned] = ids[0, example.learned]
+        with torch.no_grad():
+            mean = float(model(input_ids=ids, labels=labels).loss)
+        examples.append(example.model_copy(update={"loss": mean * len(example.learned)}))
+    told = Verification(held_out=held_out, examples=examples, precision="FP32")
+    (work / "verify.json").write_text(told.model_dump_json(by_alias=True))

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from trainer_builders import LOSSES, a_run, write_jsonl
 
+from finetune_api.artefact import Sample, TrainingState, Verified
 from finetune_api.outcome import PrepareFacts, TrainFacts
-from finetune_api.run_config import SourceConfig
-from finetune_trainer import card
+from finetune_api.run_config import PreferenceConfig, RunConfig, SourceConfig
+from finetune_trainer import card, state
 from finetune_trainer.chart import History, draw, read_history, smooth
 from finetune_trainer.errors import InternalError
 
@@ -46,12 +47,28 @@ HUB_MODEL = SourceConfig(uri="hf://team/tiny", revision="main")
 
 @pytest.fixture(autouse=True)
 def fixed_versions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(card, "version", lambda name: f"1.0-{name}")
+    monkeypatch.setattr(state, "version", lambda name: f"1.0-{name}")
 
 
-def a_card(**changes: Any) -> str:
+VERIFIED = Verified(
+    tensors=420, examples=14, loss_in_training=1.51234, loss_reloaded=1.5124, tolerance=0.0015
+)
+SAMPLES = [Sample(prompt="user\nWho?", expected="Ada.", before="I am ```sure```.", after="Ada.")]
+
+
+def facts(
+    run: RunConfig,
+    prepared: PrepareFacts = PREPARED,
+    trained: TrainFacts = TRAINED,
+    samples: list[Sample] = SAMPLES,
+) -> TrainingState:
+    digest = "sha256:" + "0" * 64
+    return state.training_state(run, prepared, trained, digest, VERIFIED, samples)
+
+
+def a_card(trained: TrainFacts = TRAINED, **changes: Any) -> str:
     run = a_run(Path("/w"), Path("/m"), Path("docs.jsonl"), **changes)
-    return card.model_card(run, PREPARED, TRAINED)
+    return card.model_card(run, facts(run, trained=trained))
 
 
 def test_the_card_of_an_adapter_says_what_it_is_and_how_to_use_it() -> None:
@@ -76,7 +93,10 @@ A LoRA adapter of [`team/tiny`], tuned on `pvc://data/docs.jsonl` by the FineTun
 
 ![Loss over the training](loss_curve.png)
 
-Loss on held-out examples: **2.0000** before, **1.5000** after (-25.0 %). \
+| Examples | Loss before | after | Perplexity before | after |
+|---|---|---|---|---|
+| Held-out | 2.0000 | **1.5000** (-25.0%) | 7.389 | 4.482 |
+
 Training loss at the end: 1.2346.
 
 ## Use it
@@ -89,12 +109,45 @@ tokenizer = AutoTokenizer.from_pretrained(".")
 model = AutoPeftModelForCausalLM.from_pretrained(".", dtype="auto")
 ```
 
+## Before and after
+
+The most likely tokens after prompts that were not trained on where examples are held out; answers \
+are cut short.
+
+### Sample 1
+
+Prompt:
+
+```text
+user
+Who?
+```
+
+Expected:
+
+```text
+Ada.
+```
+
+Before:
+
+````text
+I am ```sure```.
+````
+
+After:
+
+```text
+Ada.
+```
+
 ## Training
 
 | | |
 |---|---|
 | Base model | `hf://team/tiny`, revision abc, 134.5 million parameters |
 | Data | `pvc://data/docs.jsonl`, revision not versioned, format Chat |
+| Prepared data | sha256:0000000000000000000000000000000000000000000000000000000000000000 |
 | Examples | 1900 to train on, 100 held out, 3 truncated |
 | Tokens | 372592, of which 240037 are learned |
 | Method | SFT, LoRA of rank 4, alpha 8, dropout 0, on all-linear |
@@ -105,10 +158,12 @@ model = AutoPeftModelForCausalLM.from_pretrained(".", dtype="auto")
 | Hardware | 1 x 1 processes, CPU |
 | Time | 372 s, 1000 tokens/s |
 | Seed | 42 |
+| Proof | 420 tensors reloaded; loss on 14 examples 1.5124, in training 1.5123 \
+(allowed: 0.0015 apart) |
 | Software | torch 1.0-torch, transformers 1.0-transformers, peft 1.0-peft, \
 deepspeed 1.0-deepspeed, safetensors 1.0-safetensors, tokenizers 1.0-tokenizers |
 
-All of this for programs: `training.json`. Size and hash of every file: `manifest.json`.
+All of this for programs: `training_state.json`. Size and hash of every file: `manifest.json`.
 """
     )
 
@@ -124,9 +179,41 @@ def test_a_base_that_the_hub_does_not_know_is_not_named_in_the_metadata() -> Non
 
 def test_a_run_without_held_out_examples_says_so() -> None:
     trained = TRAINED.model_copy(update={"eval_loss_before": None, "eval_loss_after": None})
+    assert "\nTraining loss at the end: 1.2346. Nothing was held out.\n" in a_card(trained)
+
+
+def test_what_was_forgotten_and_where_the_weights_come_from_is_said() -> None:
+    trained = TRAINED.model_copy(
+        update={
+            "retention_loss_before": 3.0,
+            "retention_loss_after": 3.3,
+            "best_step": 40,
+            "stopped_early": True,
+        }
+    )
+    text = a_card(trained)
+    assert "\n| Retention set | 3.0000 | **3.3000** (+10.0%) | 20.09 | 27.11 |\n" in text
+    assert "The weights are those of step 40, the best on the held-out part." in text
+    assert "Training ended early: the held-out loss no longer fell." in text
+
+
+def test_preferences_have_no_perplexity() -> None:
+    preference = PreferenceConfig(beta=0.1, desirable_weight=1, undesirable_weight=1)
+    text = a_card(objective="DPO", preference=preference, tuning="QLoRA")
+    assert "\n| Held-out | 2.0000 | **1.5000** (-25.0%) | - | - |\n" in text
+    assert "\n- dpo\n- qlora\n---\n" in text
+    assert "| Method | DPO (beta 0.1), QLoRA of rank 4," in text
+
+
+def test_a_card_without_answers_says_why() -> None:
     run = a_run(Path("/w"), Path("/m"), Path("docs.jsonl"))
-    text = card.model_card(run, PREPARED, trained)
-    assert "\nTraining loss at the end: **1.2346**. Nothing was held out.\n" in text
+    large = PREPARED.model_copy(update={"parameters": 70_000_000_000})
+    assert "No answers: there is no prompt that is short enough." in card.model_card(
+        run, facts(run, samples=[])
+    )
+    assert "No answers: on a CPU a model of this size takes too long" in card.model_card(
+        run, facts(run, large, samples=[])
+    )
 
 
 @pytest.mark.parametrize(
@@ -169,13 +256,26 @@ def test_the_card_shows_how_to_load_each_kind(changes: dict[str, Any], expected:
 
 def test_programs_get_the_facts_without_the_paths_of_pods() -> None:
     run = a_run(Path("/w"), Path("/m"), Path("docs.jsonl"))
-    found = json.loads(card.training_json(run, PREPARED, TRAINED))
+    found = json.loads(facts(run).model_dump_json(by_alias=True, exclude_none=True))
     assert (found["kind"], found["baseModel"]) == ("LoRA adapter", "tiny")
     assert found["prepare"] == PREPARED.to_json_dict()
     assert found["train"] == TRAINED.to_json_dict()
     assert found["run"]["model"] == {"uri": "pvc://models/tiny"}
     assert {"workDir", "outputDir", "uid"} & set(found["run"]) == set()
     assert found["versions"]["torch"] == "1.0-torch"
+
+
+def test_the_digest_of_the_data_is_that_of_their_contents(tmp_path: Path) -> None:
+    for directory in ("a", "b"):
+        for split in ("train", "eval"):
+            (tmp_path / directory / split).mkdir(parents=True)
+            (tmp_path / directory / split / "labels.npy").write_bytes(split.encode())
+        (tmp_path / directory / "meta.json").write_text(directory)
+    first = state.data_digest(tmp_path / "a")
+    assert first.startswith("sha256:")
+    assert state.data_digest(tmp_path / "b") == first
+    (tmp_path / "b/eval/labels.npy").write_bytes(b"other")
+    assert state.data_digest(tmp_path / "b") != first
 
 
 def test_a_step_that_ran_twice_counts_once_the_last_time(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from trainer_builders import a_run, questions, tiny_model, trained, write_jsonl
 
+from finetune_api.artefact import TrainingState, Verification
 from finetune_api.outcome import ExportFacts, Outcome
 from finetune_api.run_config import RunConfig, SourceConfig
 from finetune_trainer import manifest
@@ -33,7 +34,7 @@ COMMON = {
     "manifest.json",
     "tokenizer.json",
     "tokenizer_config.json",
-    "training.json",
+    "training_state.json",
 }
 
 
@@ -54,6 +55,10 @@ def finished(tmp_path: Path, model: Path) -> Callable[..., RunConfig]:
         return run
 
     return make
+
+
+def told(run: RunConfig) -> Verification:
+    return Verification.model_validate_json((Path(run.work_dir) / "verify.json").read_bytes())
 
 
 def change_tensors(file: Path, change: Callable[[str, Any], Any]) -> None:
@@ -98,9 +103,11 @@ def test_the_artefact_is_complete_and_listed(
         bytes=sum(path.stat().st_size for path in found.values()),
         files=len(found),
         tensors=tensors,
+        reproduced_loss=facts.reproduced_loss,
         eval_loss_before=3.0,
         eval_loss_after=2.0,
     )
+    assert facts.reproduced_loss == pytest.approx(told(run).loss, abs=1e-4)
     check_manifest(output)
     assert {oct(path.stat().st_mode & 0o777) for path in found.values()} == {"0o644"}
     assert sorted(path.name for path in output.parent.iterdir() if "partial" in path.name) == []
@@ -236,6 +243,81 @@ def test_an_adapter_that_is_none_is_refused(
     assert (
         sorted(path.name for path in Path(run.work_dir).iterdir() if "partial" in path.name) == []
     )
+
+
+def swapped(name: str, tensor: Any) -> Any:
+    return -tensor if "layers.0" in name and "lora_B" in name else tensor
+
+
+@pytest.mark.parametrize(
+    ("changes", "file"),
+    [
+        pytest.param(ADAPTER, "adapter_model.safetensors", id="adapter"),
+        pytest.param(FULL, "model.safetensors", id="full"),
+    ],
+)
+def test_a_result_that_computes_something_else_than_training_did_is_refused(
+    finished: Callable[..., RunConfig], changes: dict[str, Any], file: str
+) -> None:
+    run = finished(**changes)
+    change_tensors(
+        Path(run.work_dir) / "result" / file,
+        lambda name, t: swapped(name, t) if changes is ADAPTER else t * 1.1,
+    )
+    with pytest.raises(InternalError) as caught:
+        export(run)
+    assert "the result was not saved as it was trained" in str(caught.value)
+    assert f"training had {told(run).loss:.4f} with the same weights" in str(caught.value)
+    assert not Path(run.output_dir).exists()
+
+
+def test_a_merged_model_that_computes_something_else_is_refused(
+    finished: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from peft import LoraModel
+
+    merge = LoraModel.merge_and_unload
+
+    def forget(self: Any, **options: Any) -> Any:
+        model = merge(self, **options)
+        model.model.layers[1].mlp.up_proj.weight.data.mul_(1.5)
+        return model
+
+    run = finished(merge=True)
+    monkeypatch.setattr(LoraModel, "merge_and_unload", forget)
+    with pytest.raises(InternalError, match="the result was not saved as it was trained"):
+        export(run)
+
+
+def test_a_training_that_left_nothing_to_prove_the_result_by_is_refused(
+    finished: Callable[..., RunConfig],
+) -> None:
+    run = finished()
+    (Path(run.work_dir) / "verify.json").unlink()
+    with pytest.raises(InternalError, match=r"^verify\.json of the training cannot be read"):
+        export(run)
+
+
+def test_programs_and_people_get_the_same_facts(finished: Callable[..., RunConfig]) -> None:
+    run = finished()
+    facts = export(run)
+    output = Path(run.output_dir)
+    state = TrainingState.model_validate_json((output / "training_state.json").read_bytes())
+    assert state.verified.loss_reloaded == facts.reproduced_loss
+    assert state.verified.tensors == facts.tensors == 28
+    assert state.verified.examples == len(told(run).examples) == 4
+    assert state.prepare.examples == 16
+    assert state.run["training"] == run.training.to_json_dict()
+    assert {"workDir", "outputDir", "uid"} & set(state.run) == set()
+    assert state.run["model"] == {"uri": "pvc://models/tiny"}
+    assert len(state.samples) == 3
+    for sample in state.samples:
+        assert sample.prompt.startswith("user\nWhat is ")
+        assert " plus " in sample.expected
+        assert sample.before != sample.after
+    card = (output / "README.md").read_text()
+    assert f"| Prepared data | {state.data_digest} |" in card
+    assert state.samples[2].expected in card
 
 
 def test_an_adapter_for_other_layers_than_the_base_has_is_refused(

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from finetune_trainer.answers import go_on
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.logs import set_up
 from finetune_trainer.model.base import load_tokenizer
@@ -38,26 +39,13 @@ def ask(
 
 def answer(model: Any, tokenizer: Any, question: str, max_new_tokens: int) -> str:
     """The most likely answer, in the model's own chat format where it has one."""
-    import torch
-
     if tokenizer.chat_template is None:
-        inputs = tokenizer(question, return_tensors="pt")
+        ids = tokenizer(question)["input_ids"]
     else:
-        inputs = tokenizer.apply_chat_template(
-            [{"role": "user", "content": question}],
-            add_generation_prompt=True,
-            return_tensors="pt",
-            return_dict=True,
-        )
-    with torch.inference_mode():
-        output = model.generate(
-            input_ids=inputs["input_ids"],
-            attention_mask=inputs["attention_mask"],
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-        )
-    new = output[0][inputs["input_ids"].shape[1] :]
-    return str(tokenizer.decode(new, skip_special_tokens=True)).strip()
+        ids = tokenizer.apply_chat_template(
+            [{"role": "user", "content": question}], add_generation_prompt=True, return_dict=True
+        )["input_ids"]
+    return go_on(model, tokenizer, list(ids), max_new_tokens)
 
 
 def _load(directory: Path) -> Any:

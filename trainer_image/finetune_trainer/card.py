@@ -1,65 +1,24 @@
-"""`README.md` and `training.json`: what the artefact is, and how it was made."""
+"""`README.md` of an artefact: what it is, and how it was made."""
 
 from __future__ import annotations
 
-import json
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import PurePosixPath
+import re
 from typing import Any
 
-from finetune_api.outcome import PrepareFacts, TrainFacts
+from finetune_api.artefact import TRAINING_STATE, Sample, TrainingState, Verified
+from finetune_api.outcome import TrainFacts
 from finetune_api.run_config import RunConfig
+from finetune_trainer.answers import TOO_LARGE
+from finetune_trainer.perplexity import perplexity
+from finetune_trainer.state import base_name, kind_of
 
-_LIBRARIES = ("torch", "transformers", "peft", "deepspeed", "safetensors", "tokenizers")
-
-
-def base_name(run: RunConfig) -> str:
-    """What the base model is called outside this cluster: `owner/name`, or its file's name."""
-    scheme, _, rest = run.model.uri.partition("://")
-    return rest if scheme == "hf" else PurePosixPath(rest or scheme).name
+_MAX_SHOWN = 1200
+"""Characters of a prompt or an answer in the card."""
 
 
-def kind_of(run: RunConfig) -> str:
-    """What the artefact is, in two words."""
-    if run.tuning == "Full":
-        return "full model"
-    return "merged model" if run.merge else "LoRA adapter"
-
-
-def versions() -> dict[str, str]:
-    """Versions of the libraries that made the artefact."""
-    found = {}
-    for name in _LIBRARIES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
-
-
-def training_json(run: RunConfig, prepared: PrepareFacts, trained: TrainFacts) -> str:
-    """The run's facts for programs. Paths inside the pods are left out: nobody can use them."""
-    described = run.to_json_dict()
-    for key in ("workDir", "outputDir", "uid"):
-        described.pop(key)
-    for source in ("model", "dataset"):
-        described[source].pop("path", None)
-    content = {
-        "schemaVersion": 1,
-        "kind": kind_of(run),
-        "baseModel": base_name(run),
-        "run": described,
-        "prepare": prepared.to_json_dict(),
-        "train": trained.to_json_dict(),
-        "versions": versions(),
-    }
-    return json.dumps(content, indent=2) + "\n"
-
-
-def model_card(run: RunConfig, prepared: PrepareFacts, trained: TrainFacts) -> str:
+def model_card(run: RunConfig, state: TrainingState) -> str:
     """The model card, with the metadata that the Hugging Face Hub reads."""
-    data_revision = prepared.dataset_revision or "not versioned"
-    model_revision = prepared.model_revision or "not versioned"
+    prepared, trained = state.prepare, state.train
     return f"""{_front_matter(run)}
 # {run.name}
 
@@ -68,7 +27,7 @@ A {kind_of(run)} of [`{base_name(run)}`], tuned on `{run.dataset.uri}` by the Fi
 
 ![Loss over the training](loss_curve.png)
 
-{_result(trained)}
+{_result(run, trained)}
 
 ## Use it
 
@@ -76,21 +35,23 @@ A {kind_of(run)} of [`{base_name(run)}`], tuned on `{run.dataset.uri}` by the Fi
 {usage(run)}
 ```
 
+## Before and after
+
+{_samples(state.samples, prepared.parameters)}
+
 ## Training
 
 | | |
 |---|---|
-| Base model | `{run.model.uri}`, revision {model_revision}, \
+| Base model | `{run.model.uri}`, revision {prepared.model_revision or "not versioned"}, \
 {_millions(prepared.parameters)} parameters |
-| Data | `{run.dataset.uri}`, revision {data_revision}, format {prepared.format} |
-| Examples | {prepared.examples} to train on, {prepared.eval_examples} held out, \
-{prepared.truncated_examples} truncated |
-| Tokens | {prepared.tokens}, of which {prepared.trained_tokens} are learned |
+{_data(run, state)}
 | Method | {_method(run)} |
-{_settings(run, trained)}
-| Software | {", ".join(f"{name} {number}" for name, number in versions().items())} |
+{_settings(run, state)}
+| Proof | {_proof(state.verified)} |
+| Software | {", ".join(f"{name} {number}" for name, number in state.versions.items())} |
 
-All of this for programs: `training.json`. Size and hash of every file: `manifest.json`.
+All of this for programs: `{TRAINING_STATE}`. Size and hash of every file: `manifest.json`.
 """
 
 
@@ -126,7 +87,7 @@ def usage(run: RunConfig) -> str:
 
 
 def _front_matter(run: RunConfig) -> str:
-    adapter = run.tuning == "LoRA" and not run.merge
+    adapter = run.lora is not None and not run.merge
     lines = ["---", f"library_name: {'peft' if adapter else 'transformers'}"]
     if run.model.uri.startswith("hf://"):  # the Hub knows no other names
         lines.append(f"base_model: {base_name(run)}")
@@ -140,37 +101,129 @@ def _front_matter(run: RunConfig) -> str:
         "tags:",
         "- finetune-operator",
         "- deepspeed",
-        "- sft",
+        f"- {run.objective.lower()}",
     ]
-    if run.tuning == "LoRA":
-        lines.append("- lora")
+    if run.lora is not None:
+        lines.append(f"- {run.tuning.lower()}")
     return "\n".join([*lines, "---"])
 
 
-def _result(trained: TrainFacts) -> str:
-    before, after = trained.eval_loss_before, trained.eval_loss_after
+def _result(run: RunConfig, trained: TrainFacts) -> str:
+    end = f"Training loss at the end: {trained.loss:.4f}."
+    of_text = run.objective in ("SFT", "CPT")
+    rows = [
+        row
+        for row in (
+            _change("Held-out", trained.eval_loss_before, trained.eval_loss_after, of_text),
+            _change(
+                "Retention set", trained.retention_loss_before, trained.retention_loss_after, True
+            ),
+        )
+        if row
+    ]
+    if trained.eval_loss_after is None:
+        end += " Nothing was held out."
+    if trained.best_step is not None:
+        end += f" The weights are those of step {trained.best_step}, the best on the held-out part."
+    if trained.stopped_early:
+        end += " Training ended early: the held-out loss no longer fell."
+    if not rows:
+        return end
+    head = "| Examples | Loss before | after | Perplexity before | after |\n|---|---|---|---|---|"
+    return "\n".join([head, *rows, "", end])
+
+
+def _change(what: str, before: float | None, after: float | None, of_text: bool) -> str | None:
+    """A row of the table; None where it was not measured. Only tokens have a perplexity."""
     if before is None or after is None:
-        return f"Training loss at the end: **{trained.loss:.4f}**. Nothing was held out."
-    change = (after - before) / before * 100 if before else 0.0
+        return None
+    change = f" ({(after - before) / before:+.1%})" if before else ""
+    words = [f"{perplexity(loss):.4g}" if of_text else "-" for loss in (before, after)]
+    return f"| {what} | {before:.4f} | **{after:.4f}**{change} | {words[0]} | {words[1]} |"
+
+
+def _data(run: RunConfig, state: TrainingState) -> str:
+    prepared = state.prepare
+    lost = f"{prepared.truncated_examples} truncated"
+    for count, what in (
+        (prepared.dropped_examples, "left out"),
+        (prepared.split_examples, "split"),
+        (prepared.duplicate_examples, "duplicates"),
+    ):
+        lost += f", {count} {what}" if count else ""
+    rows = [
+        f"| Data | `{run.dataset.uri}`, revision {prepared.dataset_revision or 'not versioned'}, "
+        f"format {prepared.format} |",
+        f"| Prepared data | {state.data_digest} |",
+        f"| Examples | {prepared.examples} to train on, {prepared.eval_examples} held out, "
+        f"{lost} |",
+        f"| Tokens | {prepared.tokens}, of which {prepared.trained_tokens} are learned |",
+    ]
+    if run.evaluation.retention:
+        source = run.evaluation.retention.uri
+        rows.append(f"| Retention set | `{source}`, {prepared.retention_examples} examples |")
+    return "\n".join(rows)
+
+
+def _proof(verified: Verified) -> str:
     return (
-        f"Loss on held-out examples: **{before:.4f}** before, **{after:.4f}** after "
-        f"({change:+.1f} %). Training loss at the end: {trained.loss:.4f}."
+        f"{verified.tensors} tensors reloaded; loss on {verified.examples} examples "
+        f"{verified.loss_reloaded:.4f}, in training {verified.loss_in_training:.4f} "
+        f"(allowed: {verified.tolerance:.2g} apart)"
     )
+
+
+def _samples(samples: list[Sample], parameters: int) -> str:
+    if not samples and parameters > TOO_LARGE:
+        return "No answers: on a CPU a model of this size takes too long for them."
+    if not samples:
+        return "No answers: there is no prompt that is short enough."
+    blocks = [
+        "The most likely tokens after prompts that were not trained on where examples are held "
+        "out; answers are cut short."
+    ]
+    for number, sample in enumerate(samples, 1):
+        parts = (
+            ("Prompt", sample.prompt),
+            ("Expected", sample.expected),
+            ("Before", sample.before),
+            ("After", sample.after),
+        )
+        blocks.append(f"### Sample {number}")
+        blocks += [f"{name}:\n\n{_quoted(text)}" for name, text in parts]
+    return "\n\n".join(blocks)
+
+
+def _quoted(text: str) -> str:
+    """As a block that the text cannot end, whatever it contains."""
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    shown = text if len(text) <= _MAX_SHOWN else "... " + text[-_MAX_SHOWN:]
+    return f"{fence}text\n{shown}\n{fence}"
 
 
 def _method(run: RunConfig) -> str:
+    objective: str = run.objective
+    if run.preference is not None:
+        objective += f" (beta {run.preference.beta:g})"
     if run.lora is None:
-        return f"{run.objective}, all weights"
-    modules = ", ".join(run.lora.target_modules)
+        return f"{objective}, all weights"
+    lora = run.lora
+    kind = run.tuning
+    extras = [
+        words for on, words in ((lora.use_dora, "DoRA"), (lora.use_rslora, "rank-stabilised")) if on
+    ]
+    more = f" ({', '.join(extras)})" if extras else ""
+    whole = f", whole: {', '.join(lora.modules_to_save)}" if lora.modules_to_save else ""
     merged = ", merged into the base model" if run.merge else ""
     return (
-        f"{run.objective}, LoRA of rank {run.lora.rank}, alpha {run.lora.alpha}, "
-        f"dropout {run.lora.dropout:g}, on {modules}{merged}"
+        f"{objective}, {kind}{more} of rank {lora.rank}, alpha {lora.alpha}, "
+        f"dropout {lora.dropout:g}, on {', '.join(lora.target_modules)}{whole}{merged}"
     )
 
 
-def _settings(run: RunConfig, trained: TrainFacts) -> str:
-    training = run.training
+def _settings(run: RunConfig, state: TrainingState) -> str:
+    training, trained = run.training, state.train
     rows: list[tuple[str, Any]] = [
         ("Steps", f"{trained.step}, {training.global_batch_size} sequences each"),
         ("Sequence length", f"{training.sequence_length}, {_packed(training.packing)}"),
@@ -179,7 +232,7 @@ def _settings(run: RunConfig, trained: TrainFacts) -> str:
             f"{training.learning_rate:g}, {training.schedule}, "
             f"warm-up {training.warmup_fraction:.0%}, weight decay {training.weight_decay:g}",
         ),
-        ("Precision", f"{training.precision}, DeepSpeed ZeRO stage {run.zero_stage}"),
+        ("Precision", f"{training.precision}, DeepSpeed ZeRO stage {_zero(run, state)}"),
         ("Hardware", f"{run.num_nodes} x {run.num_proc_per_node} processes, {run.accelerator}"),
         (
             "Time",
@@ -188,6 +241,13 @@ def _settings(run: RunConfig, trained: TrainFacts) -> str:
         ("Seed", training.seed),
     ]
     return "\n".join(f"| {name} | {value} |" for name, value in rows)
+
+
+def _zero(run: RunConfig, state: TrainingState) -> str:
+    decided = state.prepare.resolved or run
+    return f"{decided.zero_stage}" + (
+        "" if decided.offload == "None" else f", offload {decided.offload}"
+    )
 
 
 def _packed(packing: bool) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetune_api.outcome import EXIT_CODES, ExitCode, Failure, FailureClass, Outcome
+from finetune_trainer.watchdog import LOCK_SECONDS, STACKS
 
 TAIL_LINES = 40
 _CODES: dict[int, FailureClass] = {int(code): name for name, code in EXIT_CODES.items()}
@@ -39,7 +40,7 @@ def failure_of(
     if told and code > 0:
         # What it printed comes before what it remembered: it includes the libraries' words.
         return Ended(told.model_copy(update={"log_tail": tail or told.log_tail}), code)
-    found, message, exit_code = _untold(code, tail or "")
+    found, message, exit_code = _stuck(outcomes, rank, code) or _untold(code, tail or "")
     failure = Failure(failure_class=found, message=message, rank=rank, time=seen, log_tail=tail)
     return Ended(failure, exit_code)
 
@@ -50,6 +51,15 @@ def _told(path: Path) -> Failure | None:
     except OSError:
         return None
     return outcome.failure if outcome else None
+
+
+def _stuck(outcomes: Path, rank: int, code: int) -> tuple[FailureClass, str, int] | None:
+    """The watchdog's last resort: Python itself stood still, and faulthandler ended it with 1."""
+    stacks = _kept(outcomes / STACKS.format(rank=rank)) if code == 1 else None
+    if stacks is None:
+        return None
+    message = f"the process held Python's lock for {LOCK_SECONDS // 60} minutes; its stacks:"
+    return "Hang", f"{message}\n{stacks}", int(ExitCode.HANG)
 
 
 def _untold(code: int, tail: str) -> tuple[FailureClass, str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -15,8 +16,17 @@ from finetune_trainer.ranks import Gang
 
 
 @torch.no_grad()
-def evaluate(engine: Engine, data: Sequences, gang: Gang, micro: int) -> float:
+def evaluate(
+    engine: Engine,
+    data: Sequences,
+    gang: Gang,
+    micro: int,
+    alive: Callable[[], None] = lambda: None,
+) -> float:
     """The mean loss in nats over all learned tokens of `data`, the same on every process.
+
+    Args:
+        alive: Called after every batch, for the watchdog.
 
     Raises:
         DivergedError: it is not a finite number.
@@ -26,6 +36,7 @@ def evaluate(engine: Engine, data: Sequences, gang: Gang, micro: int) -> float:
     for batch in evaluation_batches(data, gang.rank, gang.world_size, micro, engine.flat):
         summed[0] += engine.deepspeed(**tensors(batch, gang.device)).double()
         summed[1] += int(np.count_nonzero(batch.targets != IGNORED))
+        alive()
     engine.deepspeed.train()
     loss, tokens = gang.sum(summed).tolist()
     if not math.isfinite(loss):

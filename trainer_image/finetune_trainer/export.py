@@ -12,10 +12,11 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pydantic import ValidationError
 
+from finetune_api.artefact import TRAINING_STATE, TrainingState, Verified
 from finetune_api.base import ApiModel
 from finetune_api.outcome import ExportFacts, Outcome, PrepareFacts, TrainFacts
 from finetune_api.run_config import (
@@ -28,10 +29,8 @@ from finetune_api.run_config import (
     RunConfig,
 )
 from finetune_trainer import verify
-from finetune_trainer.batches import Sequences
-from finetune_trainer.card import base_name, kind_of, model_card, training_json
+from finetune_trainer.card import model_card
 from finetune_trainer.chart import draw, read_history
-from finetune_trainer.data.store import TRAIN
 from finetune_trainer.errors import ConfigurationError, InternalError
 from finetune_trainer.logs import say
 from finetune_trainer.manifest import (
@@ -43,12 +42,20 @@ from finetune_trainer.manifest import (
     write_manifest,
 )
 from finetune_trainer.outcome_file import load_run, stage
+from finetune_trainer.proof import (
+    Evidence,
+    Proof,
+    load,
+    prove_adapter,
+    prove_merged,
+    prove_model,
+)
+from finetune_trainer.state import base_name, data_digest, kind_of, training_state
 
 M = TypeVar("M", bound=ApiModel)
 
 _TOKENIZER = ("tokenizer", "special_tokens", "added_tokens", "vocab", "merges", "chat_template")
 _ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
-_PROBE_TOKENS = 32
 _MAX_SHARD = "5GB"
 
 
@@ -58,20 +65,33 @@ def export(run: RunConfig) -> ExportFacts:
     Raises:
         ConfigurationError: the output directory belongs to somebody else.
         ModelError: the training changed nothing.
-        InternalError: what training left is missing or broken.
+        InternalError: what training left is missing or broken, or the artefact, loaded anew, does
+            not compute what training computed.
     """
     work, target = Path(run.work_dir), Path(run.output_dir)
     prepared = _facts(work / WORK_PREPARE_FACTS, PrepareFacts)
     trained = _facts(work / WORK_TRAIN_FACTS, TrainFacts)
-    if trained.step < trained.total_steps:
+    if not trained.complete:
         raise InternalError(
             f"training ended at step {trained.step} of {trained.total_steps}; it must be complete"
         )
     check_replaceable(target, run.output_uri)
+    verify.check_tensors(work / WORK_RESULT)
+    evidence = Evidence.read(run, prepared.parameters)
     made = _scratch(target)
     try:
-        tensors = _artefact(run, work, made, prepared.parameters)
-        _describe(run, work, made, prepared, trained)
+        tensors, proof = _artefact(run, work, made, evidence)
+        verified = Verified(
+            tensors=tensors,
+            examples=len(evidence.told.examples),
+            loss_in_training=evidence.told.loss,
+            loss_reloaded=proof.loss,
+            tolerance=proof.tolerance,
+        )
+        state = training_state(
+            run, prepared, trained, data_digest(work / WORK_DATA), verified, proof.samples
+        )
+        _describe(run, work, made, state)
         manifest = write_manifest(made, run)
         publish(made, target)
     finally:
@@ -81,91 +101,48 @@ def export(run: RunConfig) -> ExportFacts:
         f"{run.output_uri}: {kind_of(run)}, {manifest.files} files, "
         f"{manifest.bytes / 1e6:.1f} MB, {manifest.digest}"
     )
-    return _export_facts(manifest, tensors, trained)
+    return _export_facts(manifest, verified, trained)
 
 
-def _artefact(run: RunConfig, work: Path, made: Path, parameters: int) -> int:
+def _artefact(run: RunConfig, work: Path, made: Path, evidence: Evidence) -> tuple[int, Proof]:
     """Write weights and tokenizer into `made` and prove them; returns the number of tensors."""
     started = time.monotonic()
     result, base = work / WORK_RESULT, work / WORK_MODEL
-    verify.check_tensors(result)
     for path in base.iterdir():
         if path.name.startswith(_TOKENIZER):
             shutil.copyfile(path, made / path.name)
-    probe = _probe(work)
     if run.lora is None:
         _copy_model(result, base, made, run.allow_remote_code)
-        verify.check_changed(base, made)
-        _prove_model(made, probe, None, run.allow_remote_code)
+        proof = prove_model(evidence, made)
     else:
         verify.check_adapter(result, run.lora)
         for name in _ADAPTER:
             shutil.copyfile(result / name, made / name)
-        before = _prove_adapter(base, made, probe, parameters, run.allow_remote_code)
+        proof = prove_adapter(evidence, made)
         if run.merge:
             _merge(base, made, run.allow_remote_code)
-            _prove_model(made, probe, before, run.allow_remote_code)
+            proof = prove_merged(evidence, made, proof)
         else:
             _name_base(made / _ADAPTER[0], run, work)
     count = verify.check_tensors(made)
-    say(f"wrote, reloaded and checked {count} tensors in {time.monotonic() - started:.1f} s")
-    return count
-
-
-def _prove_adapter(base: Path, adapter: Path, probe: Any, parameters: int, allow_code: bool) -> Any:
-    """Load base and adapter anew; returns the base's logits, which the adapter must change."""
-    import torch
-    from peft import PeftModel
-
-    small = parameters <= verify.FULL_PRECISION_LIMIT
-    model = _load(base, torch.float32 if small else "auto", allow_code)
-    model = PeftModel.from_pretrained(model, adapter, local_files_only=True).eval()
-    # Peft only warns of tensors for layers that the base does not have.
-    loaded = {n.replace(".default", "") for n, _ in model.named_parameters() if "lora_" in n}
-    strange = sorted(loaded ^ {name for name, _ in verify.tensors(adapter)})
-    if strange:
-        raise InternalError(
-            f"the adapter does not belong to the base model: {', '.join(strange[:3])}"
-        )
-    tuned = verify.finite_logits(model, probe)
-    with model.disable_adapter():
-        before = verify.finite_logits(model, probe)
-    verify.check_different(before, tuned)
-    return before
+    say(
+        f"wrote, reloaded and checked {count} tensors in {time.monotonic() - started:.1f} s; loss "
+        f"of {len(evidence.told.examples)} examples {proof.loss:.4f}, in training "
+        f"{evidence.told.loss:.4f}"
+    )
+    return count, proof
 
 
 def _merge(base: Path, made: Path, allow_code: bool) -> None:
     """Replace the adapter in `made` by the whole model, in the number format of the base."""
     from peft import PeftModel
 
-    whole = _load(base, "auto", allow_code)
+    whole = load(base, "auto", allow_code)
     model = PeftModel.from_pretrained(whole, made, local_files_only=True)
     model = model.merge_and_unload(safe_merge=True)  # safe: refuses weights that are not finite
     model.save_pretrained(made, max_shard_size=_MAX_SHARD)
     for name in _ADAPTER:
         (made / name).unlink()
-
-
-def _prove_model(made: Path, probe: Any, before: Any | None, allow_code: bool) -> None:
-    """Load a whole model anew and compute with it."""
-    logits = verify.finite_logits(_load(made, "auto", allow_code), probe)
-    if before is not None:
-        verify.check_different(before, logits)
-
-
-def _load(directory: Path, dtype: Any, allow_code: bool) -> Any:
-    """A model with every tensor in its place; raises InternalError."""
-    from transformers import AutoModelForCausalLM
-
-    model, loading = AutoModelForCausalLM.from_pretrained(
-        directory,
-        dtype=dtype,
-        output_loading_info=True,
-        trust_remote_code=allow_code,
-        local_files_only=True,
-    )
-    verify.check_loads(model, loading)
-    return model.eval()
 
 
 def _copy_model(result: Path, base: Path, made: Path, allow_code: bool) -> None:
@@ -189,20 +166,11 @@ def _name_base(path: Path, run: RunConfig, work: Path) -> None:
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _probe(work: Path) -> Any:
-    """The first tokens of the training data, [1, up to 32]: what the model must be able to read."""
-    import torch
-
-    data = Sequences.open(work / WORK_DATA / TRAIN)
-    return torch.tensor(data.ids(0)[:_PROBE_TOKENS]).unsqueeze(0)
-
-
-def _describe(
-    run: RunConfig, work: Path, made: Path, prepared: PrepareFacts, trained: TrainFacts
-) -> None:
+def _describe(run: RunConfig, work: Path, made: Path, state: TrainingState) -> None:
     draw(read_history(work / WORK_LOSSES), f"{run.namespace}/{run.name}", made / "loss_curve.png")
-    (made / "README.md").write_text(model_card(run, prepared, trained), encoding="utf-8")
-    (made / "training.json").write_text(training_json(run, prepared, trained), encoding="utf-8")
+    (made / "README.md").write_text(model_card(run, state), encoding="utf-8")
+    text = json.dumps(state.to_json_dict(), indent=2, ensure_ascii=False) + "\n"
+    (made / TRAINING_STATE).write_text(text, encoding="utf-8")
     for path in made.iterdir():
         path.chmod(0o644)
 
@@ -231,12 +199,13 @@ def _facts(path: Path, kind: type[M]) -> M:
         raise InternalError(f"{path.name} of an earlier stage cannot be read: {exc}") from exc
 
 
-def _export_facts(manifest: Manifest, tensors: int, trained: TrainFacts) -> ExportFacts:
+def _export_facts(manifest: Manifest, verified: Verified, trained: TrainFacts) -> ExportFacts:
     return ExportFacts(
         digest=manifest.digest,
         bytes=manifest.bytes,
         files=manifest.files,
-        tensors=tensors,
+        tensors=verified.tensors,
+        reproduced_loss=verified.loss_reloaded,
         eval_loss_before=trained.eval_loss_before,
         eval_loss_after=trained.eval_loss_after,
     )

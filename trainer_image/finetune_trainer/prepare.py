@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from finetune_api.outcome import Outcome, PrepareFacts
 from finetune_api.run_config import WORK_DATA, WORK_MODEL, WORK_PREPARE_FACTS, RunConfig
 from finetune_trainer.data.build import Built, build, check, efficiency
+from finetune_trainer.data.retention import build_retention
 from finetune_trainer.data.store import META, DataMeta
 from finetune_trainer.fit import fit
 from finetune_trainer.logs import say, warn
@@ -44,6 +45,8 @@ def prepare(run: RunConfig) -> PrepareFacts:
     _clear(work)
     data = fetch_data(run.dataset)
     check(data.files, run.dataset_format)
+    wanted = run.evaluation.retention
+    general = fetch_data(wanted, "retention") if wanted else None
     model = fetch_model(run.model, run.allow_remote_code)
     info = prepare_model(model.path, work / WORK_MODEL, run.model.uri, run.allow_remote_code)
     check_length(info, run.training.sequence_length)
@@ -53,6 +56,11 @@ def prepare(run: RunConfig) -> PrepareFacts:
     facts = _facts(run, info, model, data, built).model_copy(
         update={"resolved": fitted.resolved, "estimate": fitted.estimate}
     )
+    if general is not None:
+        kept = build_retention(
+            run, general.files, tokenizer, info.vocabulary_size, work / WORK_DATA
+        )
+        facts = facts.model_copy(update={"retention_examples": kept.examples})
     _commit(work / WORK_PREPARE_FACTS, facts.model_dump_json(by_alias=True, indent=2))
     say(f"prepared {facts.total_steps} steps in {time.monotonic() - started:.1f} s")
     return facts

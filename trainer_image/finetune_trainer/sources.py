@@ -16,7 +16,13 @@ from finetune_trainer.errors import DataError, ModelError, TrainerError
 from finetune_trainer.logs import say
 
 T = TypeVar("T")
-Kind = Literal["model", "dataset"]
+Kind = Literal["model", "dataset", "retention"]
+
+_FIELDS: dict[Kind, str] = {
+    "model": "spec.model",
+    "dataset": "spec.dataset",
+    "retention": "spec.evaluation.retention",
+}
 
 RETRY_WAITS = (2.0, 8.0)
 """Seconds before the second and third try, where the Hub does not answer or is overloaded."""
@@ -69,14 +75,19 @@ def fetch_model(source: SourceConfig, allow_code: bool = False) -> FetchedModel:
     return FetchedModel(_download(source, repo, commit, chosen, "model"), commit)
 
 
-def fetch_data(source: SourceConfig) -> FetchedData:
-    """Find or download the dataset; raises DataError with what to do."""
+def fetch_data(source: SourceConfig, kind: Kind = "dataset") -> FetchedData:
+    """Find or download the dataset; raises DataError with what to do.
+
+    Of a retention set only the first file is downloaded: some hundred examples are enough.
+    """
     if source.path is not None:
-        return FetchedData(_local_data(source, Path(source.path)), None)
-    repo, file = _hub_parts(source, "dataset")
-    commit, names = _listing(source, repo, "dataset")
-    chosen = choose_data_files(names, file, source.uri)
-    root = _download(source, repo, commit, chosen, "dataset")
+        return FetchedData(_local_data(source, Path(source.path), kind), None)
+    repo, file = _hub_parts(source, kind)
+    commit, names = _listing(source, repo, kind)
+    chosen = choose_data_files(names, file, source.uri, _FIELDS[kind])
+    if kind == "retention":
+        chosen = chosen[:1]
+    root = _download(source, repo, commit, chosen, kind)
     return FetchedData([(name, root / name) for name in chosen], commit)
 
 
@@ -99,8 +110,13 @@ def choose_model_files(names: list[str], uri: str, allow_code: bool = False) -> 
     return sorted({*weights, *extras})
 
 
-def choose_data_files(names: list[str], file: str | None, uri: str) -> list[str]:
+def choose_data_files(
+    names: list[str], file: str | None, uri: str, field: str = _FIELDS["dataset"]
+) -> list[str]:
     """The named file, or the only one, or all of the train split.
+
+    Args:
+        field: Where the manifest says `uri`, for messages.
 
     Raises:
         DataError: the file is not there, or it is not clear which ones are meant.
@@ -125,7 +141,7 @@ def choose_data_files(names: list[str], file: str | None, uri: str) -> list[str]
     if len(readable) > 1 and not train:
         raise DataError(
             f"{uri} has several files and none is named train: {_some(readable)}; "
-            "name one in spec.dataset.uri"
+            f"name one in {field}.uri"
         )
     return train or readable
 
@@ -147,10 +163,10 @@ def _some(names: list[str]) -> str:
     return f"{shown}{more}" if names else "no files"
 
 
-def _local_data(source: SourceConfig, path: Path) -> list[tuple[str, Path]]:
+def _local_data(source: SourceConfig, path: Path, kind: Kind) -> list[tuple[str, Path]]:
     if not path.exists():
         raise DataError(
-            f"{source.uri}: there is nothing at this path; check spec.dataset.uri and that the "
+            f"{source.uri}: there is nothing at this path; check {_FIELDS[kind]}.uri and that the "
             "claim or ConfigMap contains the file"
         )
     if path.is_file():
@@ -162,7 +178,9 @@ def _local_data(source: SourceConfig, path: Path) -> list[tuple[str, Path]]:
         for file in path.rglob("*")
         if file.is_file() and not any(p.startswith(".") for p in file.relative_to(path).parts)
     ]
-    return [(name, path / name) for name in choose_data_files(names, None, source.uri)]
+    return [
+        (name, path / name) for name in choose_data_files(names, None, source.uri, _FIELDS[kind])
+    ]
 
 
 def _hub_parts(source: SourceConfig, kind: Kind) -> tuple[str, str | None]:
@@ -170,7 +188,7 @@ def _hub_parts(source: SourceConfig, kind: Kind) -> tuple[str, str | None]:
     match = re.fullmatch(r"hf://([^/]+/[^/]+)(?:/(.+))?", source.uri)
     if not match:
         raise _error(kind)(
-            f"spec.{kind}.uri {source.uri} is not mounted and is no hf://owner/name; "
+            f"{_FIELDS[kind]}.uri {source.uri} is not mounted and is no hf://owner/name; "
             "operator and trainer image must be of the same release"
         )
     return match.group(1), match.group(2)
@@ -182,7 +200,9 @@ def _listing(source: SourceConfig, repo: str, kind: Kind) -> tuple[str, list[str
 
     api = HfApi(endpoint=_endpoint(), token=_token(kind))
     info = _ask(
-        lambda: api.repo_info(repo, repo_type=kind, revision=source.revision, timeout=30),
+        lambda: api.repo_info(
+            repo, repo_type=_repo_type(kind), revision=source.revision, timeout=30
+        ),
         source,
         kind,
     )
@@ -196,7 +216,7 @@ def _download(source: SourceConfig, repo: str, commit: str, names: list[str], ki
     path = _ask(
         lambda: snapshot_download(
             repo,
-            repo_type=kind,
+            repo_type=_repo_type(kind),
             revision=commit,
             allow_patterns=[re.sub(r"([*?\[])", r"[\1]", name) for name in names],
             token=_token(kind),
@@ -246,7 +266,8 @@ def _status(exc: Any) -> int | None:
 def _explain(exc: Exception, source: SourceConfig, kind: Kind) -> TrainerError:
     revision = source.revision or "main"
     status, name = _status(exc), type(exc).__name__
-    secret = f"spec.{kind}.secretRef"
+    field = _FIELDS[kind]
+    secret = f"{field}.secretRef"
     what = f"{source.uri} at revision {revision}"
     if name == "GatedRepoError":
         text = (
@@ -254,13 +275,13 @@ def _explain(exc: Exception, source: SourceConfig, kind: Kind) -> TrainerError:
             f"in {secret}"
         )
     elif name == "RevisionNotFoundError":
-        text = f"{source.uri} has no revision {revision}; correct spec.{kind}.revision"
+        text = f"{source.uri} has no revision {revision}; correct {field}.revision"
     elif status in (401, 404):
         known = (
             "is not known to" if _token(kind) else "is not known to, or not open without token on,"
         )
         text = (
-            f"{what} {known} {_endpoint() or 'the Hub'} (HTTP {status}); check spec.{kind}.uri, "
+            f"{what} {known} {_endpoint() or 'the Hub'} (HTTP {status}); check {field}.uri, "
             f"and for a private repository the token in {secret}"
         )
     elif status == 403:
@@ -279,9 +300,13 @@ def _error(kind: Kind) -> type[TrainerError]:
     return ModelError if kind == "model" else DataError
 
 
+def _repo_type(kind: Kind) -> str:
+    return "model" if kind == "model" else "dataset"
+
+
 def _token(kind: Kind) -> str | None:
-    dataset = os.environ.get("HF_TOKEN_DATASET") if kind == "dataset" else None
-    return dataset or os.environ.get("HF_TOKEN") or None
+    own = None if kind == "model" else os.environ.get(f"HF_TOKEN_{kind.upper()}")
+    return own or os.environ.get("HF_TOKEN") or None
 
 
 def _endpoint() -> str | None:

@@ -119,6 +119,7 @@ def train(run: RunConfig, gang: Gang, watch: Watch) -> TrainFacts:
     from finetune_trainer.batches import Sequences
     from finetune_trainer.engine import build
     from finetune_trainer.loop import LossLog, train_steps
+    from finetune_trainer.plain import leave_verification
     from finetune_trainer.result import save
 
     work = Path(run.work_dir)
@@ -148,6 +149,7 @@ def train(run: RunConfig, gang: Gang, watch: Watch) -> TrainFacts:
     after = _measure(engine, held_out, run, gang, watch)
     watch.reporter.update(activity="Saving", eta_seconds=watch.estimate.saving_seconds)
     save(engine, run, gang)
+    leave_verification(engine, run, gang, prepared.parameters)
     tokens = round(len(watch.losses) * run.training.global_batch_size * per_sequence)
     facts = watch.facts(prepared.total_steps, tokens).model_copy(
         update={"eval_loss_before": before, "eval_loss_after": after}

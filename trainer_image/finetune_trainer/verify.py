@@ -10,11 +10,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from finetune_api.artefact import Verification
 from finetune_api.run_config import LoraConfig
 from finetune_trainer.errors import InternalError, ModelError
 
 FULL_PRECISION_LIMIT = 2_000_000_000
 """Parameters up to which models are compared in 32 bits; beyond that it costs too much memory."""
+
+EXACT = 1e-3
+"""How far the reloaded model's loss may be from training's, in nats and, where the loss is above 1,
+as a part of it: both computed in 32 bits."""
+ROUNDED = 1e-2
+"""The same where training or the artefact has 16 bits: rounding of activations on a GPU and of
+merged weights."""
+QUANTISED = 1e-1
+"""The same for QLoRA: training saw the base in 4 bits, the artefact is used with the whole one."""
 
 _UNCHANGED = (
     "the training changed nothing: {what}; raise spec.training.learningRate or "
@@ -49,6 +59,11 @@ def check_tensors(directory: Path) -> int:
     if not count:
         raise InternalError("the result has no tensors; training has not saved it")
     return count
+
+
+def sixteen_bit(directory: Path) -> bool:
+    """Whether any tensor of the safetensors files is of a 16-bit type."""
+    return any(t.is_floating_point() and t.element_size() == 2 for _, t in tensors(directory))
 
 
 def check_adapter(directory: Path, lora: LoraConfig) -> None:
@@ -119,6 +134,40 @@ def finite_logits(model: Any, tokens: Any) -> Any:
     if not torch.isfinite(logits).all():
         raise InternalError("the reloaded model computes values that are not finite")
     return logits
+
+
+def loss_of(model: Any, told: Verification) -> float:
+    """The mean loss of the examples in nats, each by itself and by nothing but the model."""
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    summed = 0.0
+    for example in told.examples:
+        ids, learned = torch.tensor([example.ids]), torch.tensor(example.learned)
+        with torch.inference_mode():
+            logits = model(input_ids=ids).logits[0, learned - 1].float()
+        summed += float(cross_entropy(logits, ids[0, learned], reduction="sum"))
+    return summed / sum(len(example.learned) for example in told.examples)
+
+
+def tolerance(told: Verification, tuning: str, sixteen_bit: bool) -> float:
+    """How far the reloaded model's loss may be from training's, in nats.
+
+    Args:
+        sixteen_bit: The weights were rounded to 16 bits after training (merging does that).
+    """
+    part = ROUNDED if sixteen_bit or told.precision == "BF16" else EXACT
+    return (QUANTISED if tuning == "QLoRA" else part) * max(1.0, told.loss)
+
+
+def check_reproduced(found: float, told: Verification, allowed: float) -> None:
+    """Refuse an artefact that does not compute what training computed (InternalError)."""
+    if not abs(found - told.loss) <= allowed:
+        raise InternalError(
+            f"the reloaded model has a loss of {found:.4f} on {len(told.examples)} held-out "
+            f"examples, training had {told.loss:.4f} with the same weights (allowed: "
+            f"{allowed:.2g} apart); the result was not saved as it was trained"
+        )
 
 
 def check_different(base: Any, tuned: Any) -> None:

@@ -1,0 +1,200 @@
+"""A process that no longer gets on ends itself, and says where it stood."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from finetune_api.outcome import ExitCode, Failure, Outcome
+from finetune_trainer.cascade import Ended, failure_of
+from finetune_trainer.watchdog import Countdown, Limits, Watchdog
+
+
+def countdown(*steps: float, between: int = 1) -> Countdown:
+    """In training, after steps that took so many seconds."""
+    found = Countdown()
+    found.begin("Training")
+    for number, seconds in enumerate(steps, 1):
+        found.step_ended(number * between, seconds, between)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("count", "budget"),
+    [
+        (countdown(), 600),
+        (countdown(0.1, 0.2, 0.3), 60),
+        (countdown(30.0, 9.0, 10.0, 9.5), 97.5),
+        (countdown(*[100.0] * 5, *[8.0] * 50), 80),  # old steps are forgotten
+        (countdown(9.0, 9.0, between=20), 261),  # the GPU is waited for every 20 steps only
+    ],
+)
+def test_a_step_may_take_ten_times_the_median_and_never_less_than_a_minute(
+    count: Countdown, budget: float
+) -> None:
+    assert count.budget == budget
+
+
+def test_every_activity_has_a_budget_of_its_own_and_all_of_it() -> None:
+    count = countdown(1.0)
+    budgets = []
+    for activity, size in (
+        ("Starting", 0), ("Loading", 16_000_000_000), ("Evaluating", 0), ("Checkpointing", 0),
+        ("Saving", 2_000_000_000), ("Training", 0),
+    ):  # fmt: skip
+        count.tick(1.0)
+        count.begin(activity, size)  # type: ignore[arg-type]
+        budgets.append((activity, count.budget, count.spent))
+    assert budgets == [
+        ("Starting", 2100, 0),
+        ("Loading", 1400, 0),
+        ("Evaluating", 600, 0),
+        ("Checkpointing", 600, 0),
+        ("Saving", 700, 0),
+        ("Training", 60, 0),
+    ]
+
+
+def test_time_in_which_the_process_did_not_run_does_not_count() -> None:
+    count = countdown(1.0)
+    assert [count.tick(1.0), count.tick(3600.0), count.tick(1.0)] == [-59, -57, -56]
+    assert count.tick(56 + 1) == -54
+    count.alive()
+    assert count.spent == 0
+
+
+@pytest.mark.parametrize(
+    ("count", "message"),
+    [
+        (countdown(3.0, 3.25), "no step has ended for 60 s after step 2, a step takes 3.1 s"),
+        (countdown(), "the first step has not ended within 600 s"),
+        (Countdown(activity="Loading"), "loading has not got on for 600 s before the first step"),
+        (
+            Countdown(activity="Evaluating", step=40),
+            "evaluating has not got on for 600 s after step 40",
+        ),
+    ],
+)
+def test_the_message_says_what_was_being_done_and_where(count: Countdown, message: str) -> None:
+    assert count.message("all_reduce (torch/distributed/c10d.py)") == (
+        f"{message}; the process was in all_reduce (torch/distributed/c10d.py); a volume, a GPU or "
+        "the network does not answer, or another worker does not: the log has the stacks of all "
+        "threads"
+    )
+
+
+def test_a_failure_has_the_step_the_rank_and_the_stack_of_the_main_thread() -> None:
+    told: list[tuple[Failure, str]] = []
+    done = threading.Event()
+
+    def end(failure: Failure, stacks: str) -> None:
+        told.append((failure, stacks))
+        done.set()
+
+    dog = Watchdog(3, None, Limits(step=0.05, tick=0.01), end).start()
+    dog.begin("Training")
+    dog.step_ended(7, 0.001)
+    assert done.wait(30)
+    dog.stop()
+    ((failure, stacks),) = told
+    assert (failure.failure_class, failure.rank, failure.step) == ("Hang", 3, 7)
+    assert "no step has ended for 0 s after step 7" in failure.message
+    assert "in test_a_failure_has_the_step_the_rank" in (failure.log_tail or "")
+    assert "test_watchdog.py" in stacks
+
+
+def test_a_process_that_gets_on_is_left_alone() -> None:
+    told: list[str] = []
+    limits = Limits(step=2.0, first_step=2.0, tick=0.01)
+    dog = Watchdog(0, None, limits, lambda failure, _: told.append(failure.message)).start()
+    dog.begin("Training")
+    for step in range(1, 60):
+        dog.step_ended(step, 0.05)
+        time.sleep(0.05)  # the work
+    dog.stop()
+    assert told == []
+
+
+STUCK = """
+import sys, threading
+from pathlib import Path
+from finetune_trainer import watchdog
+if sys.argv[2] == "lock":
+    watchdog.LOCK_SECONDS = 1
+limits = watchdog.Limits(step=1.0, tick=0.05)
+dog = watchdog.Watchdog(1, Path(sys.argv[1]), limits).start()
+dog.begin("Training")
+dog.step_ended(5, 0.01)
+print("ready", flush=True)
+if sys.argv[2] == "lock":
+    import ctypes
+    ctypes.PyDLL(None).sleep(1000)  # keeps Python's lock
+elif sys.argv[2] == "pipe":
+    while True:
+        print("x" * 1000)  # nobody reads, and print holds the lock of standard output
+else:
+    threading.Lock().acquire(); lock = threading.Lock(); lock.acquire(); lock.acquire()
+"""
+
+
+def stuck(directory: Path, how: str) -> subprocess.Popen[bytes]:
+    """A process with a watchdog that is stuck after step 5."""
+    env = os.environ | {"TERMINATION_LOG": str(directory / "1.json")}
+    env["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
+    process = subprocess.Popen(
+        [sys.executable, "-c", STUCK, str(directory), how], env=env, stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    return process
+
+
+def test_a_main_thread_stuck_in_c_ends_with_204_and_all_stacks_in_the_log(tmp_path: Path) -> None:
+    output, _ = stuck(tmp_path, "lock-of-a-thread").communicate(timeout=60)
+    text = output.decode()
+    outcome = Outcome.from_message((tmp_path / "1.json").read_text())
+    assert outcome is not None
+    assert outcome.failure is not None
+    assert outcome.failure.failure_class == "Hang"
+    assert text.startswith("stacks of rank 1:\nCurrent thread 0x")
+    assert text.count("Thread 0x") >= 1
+    assert text.splitlines()[-1].startswith(
+        "rank 1 hangs: no step has ended for 1 s after step 5, a step takes 0.01 s; the process "
+        "was in <module> (<string>); "
+    )
+
+
+def test_a_pipe_that_nobody_reads_does_not_keep_the_process(tmp_path: Path) -> None:
+    process = stuck(tmp_path, "pipe")
+    assert process.wait(60) == int(ExitCode.HANG)
+    assert json.loads((tmp_path / "1.json").read_text())["failure"]["class"] == "Hang"
+
+
+def test_a_process_that_keeps_pythons_lock_is_ended_and_known_by_its_stacks(
+    tmp_path: Path,
+) -> None:
+    process = stuck(tmp_path, "lock")
+    code = process.wait(60)
+    ended = failure_of(1, code, 9.0, tmp_path)
+    assert isinstance(ended, Ended)
+    assert (ended.failure.failure_class, ended.exit_code) == ("Hang", 204)
+    assert "held Python's lock" in ended.failure.message
+    assert 'File "<string>"' in ended.failure.message
+
+
+def test_a_process_that_was_stopped_for_longer_than_its_budget_goes_on(tmp_path: Path) -> None:
+    process = stuck(tmp_path, "lock-of-a-thread")  # 1 s of budget
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(2.0)  # it must stay stopped for longer than the budget
+    process.send_signal(signal.SIGCONT)
+    continued = time.monotonic()
+    assert process.wait(60) == int(ExitCode.HANG)  # it is stuck, but not for 2 s
+    assert time.monotonic() - continued > 0.5
