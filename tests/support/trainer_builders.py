@@ -118,7 +118,11 @@ def a_run(work: Path, model: Path, data: Path, /, **changes):  # type: ignore[no
         "gradient_checkpointing": False,
         "seed": 42,
     }
-    training |= {key: changes.pop(key) for key in list(changes) if key in training}
+    told = {key: changes.pop(key) for key in list(changes) if key in training}
+    training |= told
+    if "gradient_accumulation_steps" not in told:
+        share = training["global_batch_size"] // training["micro_batch_size"]
+        training["gradient_accumulation_steps"] = share // changes.get("num_proc_per_node", 1)
     fields = {
         "namespace": "team-a",
         "name": "docs",

@@ -98,8 +98,9 @@ def test_a_model_with_code_of_its_own_is_refused_and_the_code_not_run(
         f"open({str(tmp_path / 'executed')!r}, 'w')\nclass OwnConfig: pass\n"
     )
     assert refused(model, tmp_path) == (
-        "pvc://models/tiny needs Python code of its own (auto_map in config.json), which is never "
-        "run here; use a model whose architecture is part of transformers"
+        "pvc://models/tiny needs Python code of its own (auto_map in config.json), which this "
+        "platform does not run; use a model whose architecture is part of transformers, or ask "
+        "the platform team for a profile with spec.limits.remoteCode: true"
     )
     assert not (tmp_path / "executed").exists()
 

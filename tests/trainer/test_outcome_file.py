@@ -161,7 +161,7 @@ def test_a_run_file_of_another_release_is_refused_with_the_fields(tmp_path: Path
         load_run([str(path)], "prepare")
     message = str(caught.value)
     assert "schemaVersion: Input should be 1; " in message
-    assert "tuning: Input should be 'Full' or 'LoRA'; " in message
+    assert "tuning: Input should be 'Full', 'LoRA' or 'QLoRA'; " in message
     assert message.endswith("; operator and trainer image must be of the same release")
 
 

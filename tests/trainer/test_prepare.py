@@ -197,5 +197,6 @@ def test_the_entry_point_names_the_bad_line_and_ends_with_the_code_for_data(
     assert (caught.value.code, outcome.failure.failure_class, outcome.failure.message) == (
         11,
         "Data",
-        "bad.jsonl line 2: `text` must be a string, found a number",
+        "bad.jsonl line 2: `text` must be a string, found a number; write it as text, or remove "
+        "the example",
     )

@@ -25,7 +25,9 @@ from finetune_trainer.fit import fit
 from finetune_trainer.logs import say, warn
 from finetune_trainer.model.base import load_tokenizer, prepare_model
 from finetune_trainer.model.check import ModelInfo, check_length
+from finetune_trainer.model.fit import check_lora
 from finetune_trainer.outcome_file import load_run, stage
+from finetune_trainer.run_check import check_directories, check_run
 from finetune_trainer.sources import FetchedData, FetchedModel, fetch_data, fetch_model
 
 
@@ -36,12 +38,13 @@ def prepare(run: RunConfig) -> PrepareFacts:
         ModelError, DataError, ConfigurationError, OutOfMemoryError: what to mend, and where.
     """
     work = Path(run.work_dir)
+    check_run(run)
+    check_directories(run)
     done = _already_done(run)
     if done is not None:
         say(f"{work} is already prepared for this run: {done.total_steps} steps")
         return done
     started = time.monotonic()
-    work.mkdir(parents=True, exist_ok=True)
     _clear(work)
     data = fetch_data(run.dataset)
     check(data.files, run.dataset_format)
@@ -50,6 +53,8 @@ def prepare(run: RunConfig) -> PrepareFacts:
     model = fetch_model(run.model, run.allow_remote_code)
     info = prepare_model(model.path, work / WORK_MODEL, run.model.uri, run.allow_remote_code)
     check_length(info, run.training.sequence_length)
+    if run.lora is not None:
+        check_lora(info.skeleton, run.lora)
     fitted = fit(run, info.shape)
     tokenizer = load_tokenizer(work / WORK_MODEL, run.model.uri, run.allow_remote_code)
     built = build(run, data.files, tokenizer, info.vocabulary_size, work / WORK_DATA, run_hash(run))

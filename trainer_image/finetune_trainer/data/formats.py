@@ -152,21 +152,37 @@ def _message(item: Any, where: str, role_key: str, content_key: str) -> Message:
             f"{where}: `{content_key}` must be a string, found {_kind(content)}; "
             "only text can be learned"
         )
-    return {"role": role, "content": content}
+    return {"role": role, "content": _whole(content, where, content_key)}
 
 
 def _string(record: Record, column: str) -> str:
     value = record.value[column]
     if not isinstance(value, str):
-        raise DataError(f"{record.where}: `{column}` must be a string, found {_kind(value)}")
-    return value
+        raise DataError(
+            f"{record.where}: `{column}` must be a string, found {_kind(value)}; write it as text, "
+            "or remove the example"
+        )
+    return _whole(value, record.where, column)
+
+
+def _whole(text: str, where: str, column: str) -> str:
+    """The text, if it is one: JSON can write half of a character, which no tokenizer reads."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as exc:
+        half = ascii(text[exc.start]).strip("'")
+        raise DataError(
+            f"{where}: `{column}` holds {half}, half of a character; save the file as UTF-8"
+        ) from exc
+    return text
 
 
 def _kind(value: Any) -> str:
     if value is None:
         return "nothing (null)"
     names: dict[type, str] = {str: "a string", list: "a list", dict: "an object", bool: "a boolean"}
-    return names.get(type(value), "a number")
+    names |= {int: "a number", float: "a number"}
+    return names.get(type(value), type(value).__name__)  # Parquet knows more types than JSON
 
 
 def _columns(record: Record) -> str:

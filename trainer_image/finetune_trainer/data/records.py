@@ -89,8 +89,8 @@ def _json_lines(name: str, path: Path) -> Iterator[Record]:
             continue
         where = f"{name} line {number}"
         try:
-            value = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as exc:
+            value = json.loads(line, object_pairs_hook=_no_key_twice)
+        except (ValueError, RecursionError) as exc:
             raise DataError(
                 f"{where} is not JSON ({_reason(exc)}); every line must be one JSON object"
             ) from exc
@@ -100,8 +100,8 @@ def _json_lines(name: str, path: Path) -> Iterator[Record]:
 def _json_list(name: str, path: Path) -> Iterator[Record]:
     text = "\n".join(line for _, line in _lines(name, path))
     try:
-        values = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as exc:
+        values = json.loads(text, object_pairs_hook=_no_key_twice)
+    except (ValueError, RecursionError) as exc:
         line = f" line {exc.lineno}" if isinstance(exc, json.JSONDecodeError) else ""
         raise DataError(
             f"{name}{line} is not JSON ({_reason(exc)}); the file must be one JSON list of objects"
@@ -111,10 +111,20 @@ def _json_list(name: str, path: Path) -> Iterator[Record]:
         yield Record(where, _object(value, where))
 
 
-def _reason(exc: json.JSONDecodeError | RecursionError) -> str:
+def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """JSON permits it, and every reader takes another one of the values."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"an object has the key `{twice}` twice, remove one")
+    return found
+
+
+def _reason(exc: ValueError | RecursionError) -> str:
     if isinstance(exc, json.JSONDecodeError):
         return f"{exc.msg} at column {exc.colno}"
-    return "nested too deeply"
+    return "nested too deeply" if isinstance(exc, RecursionError) else str(exc)
 
 
 def _object(value: Any, where: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_api.run_config import WORK_RETENTION, RunConfig
-from finetune_trainer.data.build import WIDTH_MULTIPLE, tokenize
+from finetune_trainer.data.build import tokenize
 from finetune_trainer.data.formats import detect
 from finetune_trainer.data.masking import Masker
 from finetune_trainer.data.packing import one_each, pack
@@ -47,21 +47,17 @@ def build_retention(
             )
         records = islice(chain([first], stream), run.evaluation.retention_max_examples)
         found = tokenize(records, "Auto", Masker(tokenizer), length)
-        largest = max(int(example.ids.max()) for example in found.examples)
-        if largest >= vocabulary_size:
+        if found.largest_id >= vocabulary_size:
             raise DataError(
-                f"it contains token {largest}, but the model knows only {vocabulary_size} tokens"
+                f"it contains token {found.largest_id}, but the model knows only "
+                f"{vocabulary_size} tokens"
             )
     except DataError as exc:
         told = str(exc).replace("spec.dataset.uri", f"{_FIELD}.uri")
         raise DataError(f"the retention set ({_FIELD}): {told}") from exc
-    lengths = [len(example.ids) for example in found.examples]
+    lengths = found.examples.lengths.tolist()
     rows = pack(lengths, length) if run.training.packing else one_each(lengths)
-    widest = max(sum(lengths[i] for i in row) for row in rows)
-    width = min(length, -(-widest // WIDTH_MULTIPLE) * WIDTH_MULTIPLE)
-    pad = tokenizer.pad_token_id
-    pad = tokenizer.eos_token_id if pad is None else pad
-    meta = write_split(directory / WORK_RETENTION, found.examples, rows, width, pad)
+    meta = write_split(directory / WORK_RETENTION, found.examples, rows)
     say(
         f"retention set: {meta.examples} examples ({found.format}), {meta.tokens} tokens, "
         f"of which {meta.trained_tokens} are judged"

@@ -8,8 +8,9 @@ from typing import Any
 
 from finetune_trainer.errors import ModelError
 from finetune_trainer.logs import say
-from finetune_trainer.model.check import ModelInfo, check_weights, inspect_model, weight_files
+from finetune_trainer.model.check import ModelInfo, inspect_model, weight_files
 from finetune_trainer.model.files import install
+from finetune_trainer.model.fit import check_finite
 from finetune_trainer.model.gguf import convert
 from finetune_trainer.sources import choose_model_files
 
@@ -33,7 +34,7 @@ def prepare_model(source: Path, target: Path, uri: str, allow_code: bool = False
     else:
         info = inspect_model(source, uri, allow_code)
         install(source, weight_files(source, uri), target, allow_code)
-        check_weights(target, uri)
+        check_finite(target, weight_files(target, uri), uri)
     say(
         f"model {uri}: {info.architecture}, {info.parameters / 1e6:.1f} million parameters, "
         f"ready in {time.monotonic() - started:.1f} s"

@@ -10,6 +10,7 @@ from typing import Any
 
 from finetune_api.memory import PERSISTENT, LinearShape, ModelShape
 from finetune_trainer.errors import ConfigurationError, ModelError
+from finetune_trainer.model.fit import check_complete
 
 FLOATS = ("F32", "F16", "BF16")
 """Number formats of weights that can be trained."""
@@ -51,6 +52,7 @@ def inspect_model(directory: Path, uri: str, allow_code: bool = False) -> ModelI
     skeleton = _skeleton(config, uri, allow_code)
     if not names:
         raise ModelError(f"{uri}: the safetensors files contain no tensors; fetch the model anew")
+    check_complete(skeleton, names, uri)
     text = config.get_text_config()
     shape = _shape(skeleton, text)
     return ModelInfo(
@@ -170,6 +172,11 @@ def _skeleton(config: Any, uri: str, allow_code: bool) -> Any:
         raise ModelError(
             f"{uri} was saved as {declared[0]}, which is no causal language model; only models "
             "that continue text can be tuned"
+        )
+    if getattr(config, "is_decoder", True) is False and not config.is_encoder_decoder:
+        raise ModelError(
+            f"{uri} is a {config.model_type} without is_decoder in config.json, so it sees what it "
+            "should predict; only models that continue text can be tuned"
         )
     try:
         with torch.device("meta"):  # shapes without memory
