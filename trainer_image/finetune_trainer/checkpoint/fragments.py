@@ -57,20 +57,11 @@ class Owned:
         )
         self.fragments: list[Fragment] = list(found)
 
-    @property
-    def flats(self) -> list[Tensor]:
-        """The 32-bit weights."""
-        zero = self._zero
-        found = (
-            zero.fp32_partitioned_groups_flat
-            if self._third
-            else zero.single_partition_of_fp32_groups
-        )
-        return [flat.detach() for flat in found]
-
     def tensors(self, kind: Kind) -> list[Tensor]:
-        """The flat vectors of one kind, of all groups; made now where there was no step yet."""
-        return self.flats if kind == "weight" else [state[kind] for state in self._states()]
+        """The flat vectors of one kind, of all groups; moments are made where they are not yet."""
+        if kind == "weight":
+            return [flat.detach() for flat in self._flats()]
+        return [state[kind] for state in self._states()]
 
     @property
     def optimizer_steps(self) -> int:
@@ -80,27 +71,32 @@ class Owned:
     @optimizer_steps.setter
     def optimizer_steps(self, steps: int) -> None:
         for state in self._states():
-            state["step"].fill_(steps)
+            if isinstance(state["step"], Tensor):
+                state["step"].fill_(steps)
+            else:  # DeepSpeed's own Adam for CPUs counts with Python's numbers
+                state["step"] = steps
 
-    def _states(self) -> list[dict[str, Tensor]]:
-        """AdamW's state of every group; as its first step would make it, where that is to come."""
-        adam = self._zero.optimizer
+    def _flats(self) -> list[Tensor]:
+        """The 32-bit weights; these very objects are what AdamW's state belongs to."""
         zero = self._zero
-        keys = (
-            zero.fp32_partitioned_groups_flat
-            if self._third
-            else zero.single_partition_of_fp32_groups
-        )
-        for flat in keys:
+        if self._third:
+            return list(zero.fp32_partitioned_groups_flat)
+        return list(zero.single_partition_of_fp32_groups)
+
+    def _states(self) -> list[dict[str, Any]]:
+        """AdamW's state of every group; as its first step would make it, where that is to come."""
+        adam, flats = self._zero.optimizer, self._flats()
+        for flat in flats:
             if not adam.state[flat]:
                 on_device = adam.defaults.get("fused") or adam.defaults.get("capturable")
                 device = flat.device if on_device else torch.device("cpu")
+                step = torch.zeros((), dtype=torch.float32, device=device)
                 adam.state[flat] |= {
-                    "step": torch.zeros((), dtype=torch.float32, device=device),
+                    "step": step if isinstance(adam, torch.optim.AdamW) else 0,
                     "exp_avg": torch.zeros_like(flat, requires_grad=False),
                     "exp_avg_sq": torch.zeros_like(flat, requires_grad=False),
                 }
-        return [adam.state[flat] for flat in keys]
+        return [adam.state[flat] for flat in flats]
 
     @torch.no_grad()
     def refresh(self) -> None:

@@ -26,6 +26,9 @@ class History:
         self._identity = identity(run, prepared)
         self._owned = Owned(engine, gang)
         self.checkpoints = Checkpoints(self._owned, run, gang, self._identity, new_attempt(gang))
+        told = run.checkpoints
+        if told.every_steps or told.every_minutes or run.evaluation.every_steps:
+            self.checkpoints.prepare()
 
     def resume(self) -> Manifest | None:
         """Go on from the newest valid checkpoint, where there is one and it is wanted.

@@ -13,6 +13,7 @@ import threading
 import time
 from pathlib import Path
 
+import torch
 from pydantic import ValidationError
 
 from finetune_api.run_config import WORK_CHECKPOINTS, RunConfig
@@ -57,6 +58,11 @@ class Checkpoints:
         self._thread: threading.Thread | None = None
         self._failure: Exception | None = None
 
+    def prepare(self) -> None:
+        """Make the buffers in the background, so that the first snapshot need not."""
+        self._thread = threading.Thread(target=self._make_buffers, name="buffers", daemon=True)
+        self._thread.start()
+
     def save(self, step: int, state: RunState, wait: bool = False) -> None:
         """Save what is there after `step` steps; `wait`: return when it is complete.
 
@@ -65,15 +71,16 @@ class Checkpoints:
             InternalError: it cannot be written.
         """
         began = time.perf_counter()
-        self._finish()  # the buffers are still being written
         self.snapshot()
         manifest = self._manifest(step, state)
         stalled = time.perf_counter() - began
         self.stalled.append(stalled)
         self.saved = step
-        arguments = (manifest, stalled)
         self._thread = threading.Thread(
-            target=self._write_and_remember, args=arguments, name="checkpoint", daemon=True
+            target=self._write_and_remember,
+            args=(manifest, stalled),
+            name="checkpoint",
+            daemon=True,
         )
         self._thread.start()
         if wait:
@@ -81,6 +88,7 @@ class Checkpoints:
 
     def snapshot(self) -> None:
         """Copy what is owned into host memory, and nothing more: the part that training feels."""
+        self._finish()  # the buffers are still being made, or written
         if self._snapshot is None:
             self._snapshot = Snapshot(self._owned)
         self._snapshot.take()
@@ -129,17 +137,30 @@ class Checkpoints:
             files=[nothing],  # replaced when all are written
         )
 
-    # In the thread ------------------------------------------------------------------------------
+    # In a thread -------------------------------------------------------------------------------
+
+    def _make_buffers(self) -> None:
+        try:
+            self._use_device()
+            self._snapshot = Snapshot(self._owned)
+        except Exception as exc:  # raised in the loop, as whatever the writer meets
+            self._failure = exc
 
     def _write_and_remember(self, manifest: Manifest, stalled: float) -> None:
         place = self.directory / directory_name(manifest.step)
         try:
+            self._use_device()
             self._write(place, manifest, stalled)
         except OSError as exc:
             self._failure = self._advice(place, exc)
             self._failure.__cause__ = exc
         except Exception as exc:  # raised in the loop, where somebody hears it
             self._failure = exc
+
+    def _use_device(self) -> None:
+        """A new thread's device is the first one: it would take memory there for nothing."""
+        if self._gang.device.type == "cuda":
+            torch.cuda.set_device(self._gang.device)
 
     def _write(self, place: Path, manifest: Manifest, stalled: float) -> None:
         began = time.perf_counter()

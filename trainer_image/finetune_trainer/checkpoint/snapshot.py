@@ -18,16 +18,16 @@ class Snapshot:
     """
 
     def __init__(self, owned: Owned) -> None:
-        """Make the buffers."""
+        """Make the buffers, and touch them: the kernel gives pages only then."""
         self._owned = owned
-        self._buffers: dict[Kind, list[Tensor]] = {}
-        for kind in KINDS:
-            self._buffers[kind] = [
-                torch.empty(flat.shape, dtype=torch.float32, pin_memory=flat.is_cuda)
-                for flat in owned.tensors(kind)
+        self._buffers: dict[Kind, list[Tensor]] = {
+            kind: [
+                torch.zeros(flat.shape, dtype=torch.float32, pin_memory=flat.is_cuda)
+                for flat in owned.tensors("weight")  # moments may not be there yet
             ]
+            for kind in KINDS
+        }
         self._copied: torch.cuda.Event | None = None
-        self.optimizer_steps = 0
 
     @property
     def nbytes(self) -> int:
