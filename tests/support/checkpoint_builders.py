@@ -6,6 +6,7 @@ then forks the processes of one gang after the other.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
@@ -98,10 +99,8 @@ def run_gangs(directory: Path, gangs: list[Gang], timeout: float = 1200) -> None
 def main(file: str) -> None:
     """The parent of all processes."""
     # What takes time to import is imported once; no thread and no connection comes of it.
-    from finetune_trainer import evaluate, result, train
-    from finetune_trainer.checkpoint import history
-
-    assert (evaluate, result, train, history)
+    for name in ("train", "evaluate", "result", "checkpoint.history", "course"):
+        importlib.import_module(f"finetune_trainer.{name}")
     for told in json.loads(Path(file).read_text()):
         gang = Gang(**told)
         with socket.socket() as free:

@@ -317,6 +317,32 @@ def test_a_full_volume_is_told_at_the_next_step_with_the_fix(
         found.settle()
 
 
+def test_a_process_that_cannot_write_tells_process_0_which_does_not_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from finetune_trainer.checkpoint import saving
+    from finetune_trainer.checkpoint.manifest import RunState
+    from finetune_trainer.errors import PeerLostError
+
+    def full(path: Path, parts: Any) -> None:
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    gang = Alone()
+    gang.rank, gang.world_size, gang.is_lead = 1, 2, False
+    with monkeypatch.context() as patched:
+        patched.setattr(saving, "write_shard", full)
+        other = checkpoints(tmp_path)
+        other._gang = gang
+        with pytest.raises(ConfigurationError):
+            other.save(2, RunState(), wait=True)
+    assert there(tmp_path / "checkpoints" / "step-00000002") == ["rank-00001.json"]
+    lead = checkpoints(tmp_path)
+    lead._gang.world_size = 2
+    with pytest.raises(PeerLostError, match=r"rank 1 could not save: no space left"):
+        lead.save(2, RunState(), wait=True)
+
+
 def test_a_process_that_writes_nothing_is_named_after_a_while(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

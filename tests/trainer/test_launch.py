@@ -207,7 +207,7 @@ def test_a_stopped_pod_saves_and_ends_with_143_and_has_no_one_to_blame(
     assert (code, failure.failure_class, failure.rank) == (143, "Stopped", None)
     (step,) = steps_of_checkpoints(work)
     assert failure.message == f"asked to stop (SIGTERM); checkpoint of step {step} is saved"
-    assert (failure.step, steps_done(work)) == (step, step)
+    assert failure.step == step >= 1
     assert not (work / "train.json").exists()
 
 
@@ -218,7 +218,7 @@ def test_when_one_pod_is_stopped_the_others_save_the_same_step_and_end_too(
     run = run_config(work, num_nodes=2, zero_stage=2, tuning="LoRA", lora=LORA)
     pods = start_pods(run, tmp_path, started)
     until(lambda: steps_done(work) >= 2, "training")
-    before = steps_done(work)
+    before = json.loads((work / "losses.jsonl").read_text().splitlines()[-1])["step"]
     os.kill(pods[1].child(1), signal.SIGTERM)
     for pod in pods:
         code, outcome = pod.end()

@@ -37,11 +37,13 @@ class ShardFile(ApiModel):
 
 
 class ShardRecord(ApiModel):
-    """`rank-00000.json`: one process has done its part."""
+    """`rank-00000.json`: one process has done its part, or cannot."""
 
     attempt: str
     """Drawn anew by every start of the gang: a file of an earlier one is never taken for ours."""
-    file: ShardFile
+    file: ShardFile | None = None
+    problem: str | None = None
+    """Why there is no file: process 0 need not wait for it."""
 
 
 class RunState(ApiModel):

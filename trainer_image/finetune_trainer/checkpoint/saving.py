@@ -6,6 +6,7 @@ No thread takes part in a collective: the processes tell each other by files tha
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import secrets
@@ -154,8 +155,17 @@ class Checkpoints:
         except OSError as exc:
             self._failure = self._advice(place, exc)
             self._failure.__cause__ = exc
+            self._give_up(place, str(self._failure))
         except Exception as exc:  # raised in the loop, where somebody hears it
             self._failure = exc
+
+    def _give_up(self, place: Path, problem: str) -> None:
+        """Tell process 0; what was written makes room for it, should the volume be full."""
+        name = f"rank-{self._gang.rank:05}"
+        record = ShardRecord(attempt=self._attempt, problem=problem)
+        with contextlib.suppress(OSError):  # then process 0 waits until its time is up
+            (place / f"{name}.safetensors").unlink(missing_ok=True)
+            write_text(place / f"{name}.json", record.model_dump_json(by_alias=True))
 
     def _use_device(self) -> None:
         """A new thread's device is the first one: it would take memory there for nothing."""
@@ -189,7 +199,8 @@ class Checkpoints:
         """What every process has written.
 
         Raises:
-            InternalError: one did not.
+            PeerLostError: one says that it cannot.
+            InternalError: one says nothing.
         """
         end, pause = time.monotonic() + COMMIT_SECONDS, 0.005
         found: list[ShardFile] = []
@@ -197,9 +208,11 @@ class Checkpoints:
             path = place / f"rank-{len(found):05}.json"
             try:
                 record = ShardRecord.model_validate_json(path.read_bytes())
-                if record.attempt == self._attempt:
+                if record.attempt == self._attempt and record.file:
                     found.append(record.file)
                     continue
+                if record.attempt == self._attempt:
+                    raise PeerLostError(f"rank {len(found)} could not save: {record.problem}")
             except (FileNotFoundError, ValidationError):
                 pass  # not there yet, or half of an earlier attempt's
             if time.monotonic() > end:
