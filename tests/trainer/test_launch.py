@@ -189,7 +189,12 @@ def test_a_run_that_diverges_ends_with_14_and_says_where_and_what_to_do(
     assert log.splitlines()[-1].endswith(failure.message)
 
 
-def test_a_stopped_pod_ends_with_143_and_has_no_one_to_blame(
+def steps_of_checkpoints(work: Path) -> list[int]:
+    found = (work / "checkpoints").glob("step-*/COMMITTED")
+    return sorted(int(path.parent.name.removeprefix("step-")) for path in found)
+
+
+def test_a_stopped_pod_saves_and_ends_with_143_and_has_no_one_to_blame(
     tmp_path: Path, started: list[Worker]
 ) -> None:
     work = work_for(tmp_path, ENDLESS)
@@ -200,7 +205,28 @@ def test_a_stopped_pod_ends_with_143_and_has_no_one_to_blame(
     failure = outcome.failure
     assert failure is not None
     assert (code, failure.failure_class, failure.rank) == (143, "Stopped", None)
+    (step,) = steps_of_checkpoints(work)
+    assert failure.message == f"asked to stop (SIGTERM); checkpoint of step {step} is saved"
+    assert failure.step == step >= 1
     assert not (work / "train.json").exists()
+
+
+def test_when_one_pod_is_stopped_the_others_save_the_same_step_and_end_too(
+    tmp_path: Path, started: list[Worker]
+) -> None:
+    work = work_for(tmp_path, ENDLESS)
+    run = run_config(work, num_nodes=2, zero_stage=2, tuning="LoRA", lora=LORA)
+    pods = start_pods(run, tmp_path, started)
+    until(lambda: steps_done(work) >= 2, "training")
+    before = json.loads((work / "losses.jsonl").read_text().splitlines()[-1])["step"]
+    os.kill(pods[1].child(1), signal.SIGTERM)
+    for pod in pods:
+        code, outcome = pod.end()
+        assert outcome.failure is not None
+        assert (code, outcome.failure.failure_class, outcome.failure.rank) == (143, "Stopped", None)
+        (step,) = steps_of_checkpoints(work)
+        assert step >= before
+        assert outcome.failure.message.endswith(f"checkpoint of step {step} is saved")
 
 
 def ended(found: FailureClass, rank: int, at: float, code: int, message: str = "it broke") -> Ended:

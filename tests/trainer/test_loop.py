@@ -303,6 +303,7 @@ def test_the_facts_say_what_was_done(pair: dict[str, Case]) -> None:
         "loss": case.losses[-1],
         "evalLossBefore": evaluations[0],
         "evalLossAfter": evaluations[1],
+        "stoppedEarly": False,
         "tokens": STEPS * 4 * 28,
     }
     assert speed * seconds == pytest.approx(STEPS * 4 * 28)

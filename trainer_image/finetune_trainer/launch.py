@@ -30,8 +30,10 @@ from finetune_trainer.train import ENV_OUTCOME_DIRECTORY, finished
 
 JOIN_SECONDS = 1800
 """How long the workers wait for each other: pulling the image may take one of them minutes."""
-STOP_SECONDS = 15
-"""How long the other processes of a pod get to end before they are killed."""
+ENV_STOP_SECONDS = "FINETUNE_STOP_SECONDS"
+STOP_SECONDS = 600
+"""How long the processes get to save a checkpoint after SIGTERM, before they are killed. The real
+limit is the pod's own grace period. (Those that outlive one that failed get torchrun's 30 s.)"""
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,7 @@ def start(pod: Pod, run: RunConfig, run_json: str, directory: Path) -> Ended | N
         max_restarts=0,  # a restart is the operator's: of the whole gang
         logs_specs=DefaultLogsSpecs(log_dir=str(directory / "logs"), tee=Std.ALL),
         log_line_prefix_template="[${rank}] ",
-        shutdown_timeout=STOP_SECONDS,
+        shutdown_timeout=int(os.environ.get(ENV_STOP_SECONDS, STOP_SECONDS)),
     )
     arguments = ("-u", "-m", "finetune_trainer.train", run_json)
     logging.disable(logging.ERROR)  # torchrun's own words on failures: ours say more
@@ -162,12 +164,13 @@ def start(pod: Pod, run: RunConfig, run_json: str, directory: Path) -> Ended | N
         elastic_launch(config, sys.executable)(*arguments)
     except ChildFailedError as exc:
         first = pod.node_rank * pod.processes
-        return cause(
+        ended = cause(
             failure_of(rank, found.exitcode, found.timestamp, directory, rank - first)
             for rank, found in exc.failures.items()
         )
+        return _nobody(ended) if ended.failure.failure_class == "Stopped" else ended
     except SignalException as exc:
-        raise StoppedError(f"asked to stop ({exc.sigval.name})") from exc
+        return stopped(exc.sigval.name, directory, pod.processes)
     except DistError as exc:
         raise PeerLostError(
             f"worker 0 at {pod.master_addr}:{pod.master_port} cannot be reached: {exc}"
@@ -175,6 +178,31 @@ def start(pod: Pod, run: RunConfig, run_json: str, directory: Path) -> Ended | N
     finally:
         logging.disable(logging.NOTSET)
     return None
+
+
+def stopped(signal_name: str, directory: Path, processes: int) -> Ended | None:
+    """How a pod ended that was asked to stop, by what its processes have left.
+
+    None: they were done all the same. A process that could not save, because the volume is full,
+    is told of: the next attempt would meet the same.
+    """
+    told = [Outcome.from_message(p.read_text(encoding="utf-8")) for p in directory.glob("*.json")]
+    if sum(outcome is not None and outcome.train is not None for outcome in told) == processes:
+        return None
+    failures = [outcome.failure for outcome in told if outcome and outcome.failure]
+    ended = [Ended(f, int(EXIT_CODES.get(f.failure_class, ExitCode.INTERNAL))) for f in failures]
+    own = [e for e in ended if e.failure.failure_class not in ("Stopped", "PeerLost")]
+    if own:
+        return cause(own)
+    for e in ended:
+        if e.failure.failure_class == "Stopped":
+            return _nobody(e)
+    raise StoppedError(f"asked to stop ({signal_name}); no process could say that it has saved")
+
+
+def _nobody(ended: Ended) -> Ended:
+    """Stopping on request is no failure of one process: none is named."""
+    return Ended(ended.failure.model_copy(update={"rank": None}), ended.exit_code)
 
 
 def run_pod(argv: list[str], directory: Path) -> Ended | None:

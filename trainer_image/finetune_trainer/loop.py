@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from finetune_api.run_config import RunConfig
 from finetune_trainer.batches import Sequences, learned_tokens, micro_batch, share, step_rows
@@ -20,6 +22,7 @@ from finetune_trainer.losses import tensors
 from finetune_trainer.ranks import Gang
 from finetune_trainer.report import duration
 from finetune_trainer.schedule import learning_rate
+from finetune_trainer.seeds import seed_step
 
 MAX_LINES = 1000
 """A run logs every step, or every n-th so that there are at most about this many lines ..."""
@@ -46,59 +49,153 @@ class Step:
     """Over all processes; padding not counted."""
 
 
-def train_steps(
-    engine: Engine,
-    data: Sequences,
-    run: RunConfig,
-    gang: Gang,
-    total_steps: int,
-    tokens_per_sequence: float,
-    after_step: Callable[[Step], None],
-) -> None:
-    """Do all optimizer steps, and call `after_step` after each.
+class Course(Protocol):
+    """What happens between steps; see `course`. Its answers must be alike on all processes."""
 
-    Raises:
-        DivergedError: on every process alike, if the loss or the gradient is not finite.
-    """
-    training = run.training
-    for number in range(total_steps):
-        began = time.perf_counter()
-        rate = learning_rate(
+    def wishes(self) -> tuple[bool, bool]:
+        """Of this process: whether it was asked to stop, whether a checkpoint is due by the clock.
+
+        Told to all with the step's loss.
+        """
+
+    def after_step(self, step: Step, stop: bool, save: bool) -> None:
+        """A step is known to be sound; `stop`, `save`: some process wished it."""
+
+    def pauses_at(self, done: int) -> bool:
+        """Whether there is something to do after so many steps."""
+
+    def pause(self, done: int) -> bool:
+        """Do it; False: the run ends here."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What all steps have in common."""
+
+    engine: Engine
+    data: Sequences
+    run: RunConfig
+    gang: Gang
+    total_steps: int
+    tokens_per_sequence: float
+    """Mean; padding not counted."""
+
+    def rate(self, number: int) -> float:
+        """Learning rate of a step, counted from 0."""
+        training = self.run.training
+        return learning_rate(
             number,
-            total_steps,
+            self.total_steps,
             training.learning_rate,
             training.schedule,
             training.warmup_fraction,
         )
-        engine.set_learning_rate(rate)
-        rows = step_rows(number, training.global_batch_size, len(data), training.seed)
-        loss = _step(engine, data, rows, run, gang)
-        grad_norm = float(engine.deepspeed.get_global_grad_norm())
-        _check_finite(number + 1, total_steps, loss, grad_norm, rate)
-        seconds = time.perf_counter() - began
-        speed = training.global_batch_size * tokens_per_sequence / seconds
-        epoch = (number + 1) * training.global_batch_size / len(data)
-        after_step(Step(number + 1, total_steps, epoch, loss, rate, grad_norm, seconds, speed))
 
 
-def _step(engine: Engine, data: Sequences, rows: Any, run: RunConfig, gang: Gang) -> float:
-    """One optimizer step; returns the mean loss over the learned tokens of the global batch.
+@dataclass(frozen=True)
+class _Launched:
+    """A step whose numbers may still be on their way from the GPU."""
+
+    number: int
+    """Counted from 0."""
+    numbers: Tensor
+    """On the host, [4]: summed loss of all processes, how many wish to stop, and to save, and the
+    norm of the gradient."""
+    arrived: Any
+    """A CUDA event; None: they are there."""
+
+
+def train_steps(task: Task, first: int, course: Course) -> None:
+    """Do the optimizer steps from `first` (counted from 0) on, with what `course` wants between.
+
+    On a GPU a step's loss is read when the next step has been launched: the GPU never waits for
+    the host. Before a pause, and at the end, everything that was launched is read.
+
+    Raises:
+        DivergedError: on every process alike, if the loss or the gradient is not finite.
+    """
+    lag = 1 if task.gang.device.type == "cuda" else 0
+    launched: deque[_Launched] = deque()
+    began = time.perf_counter()
+
+    def read_down_to(left: int) -> None:
+        nonlocal began
+        while len(launched) > left:
+            step, stop, save = _read(task, launched.popleft(), began)
+            began = time.perf_counter()
+            course.after_step(step, stop, save)
+
+    for number in range(first, task.total_steps):
+        launched.append(_launch(task, number, course.wishes()))
+        read_down_to(lag)
+        done = number + 1
+        if done < task.total_steps and course.pauses_at(done):
+            read_down_to(0)
+            if not course.pause(done):
+                return
+            began = time.perf_counter()
+    read_down_to(0)
+
+
+def _launch(task: Task, number: int, wishes: tuple[bool, bool]) -> _Launched:
+    """Forward, backward and update of one step."""
+    training, gang = task.run.training, task.gang
+    task.engine.set_learning_rate(task.rate(number))
+    seed_step(training.seed, number, gang.rank)
+    rows = step_rows(number, training.global_batch_size, len(task.data), training.seed)
+    told = torch.tensor([0.0, *wishes], dtype=torch.float64).to(gang.device, non_blocking=True)
+    told[0] = _step(task, rows)
+    gang.sum(told)
+    norm = task.engine.deepspeed.get_global_grad_norm()
+    norm = torch.as_tensor(norm, dtype=torch.float64, device=gang.device)
+    numbers = torch.cat((told, norm.reshape(1)))
+    if gang.device.type != "cuda":
+        return _Launched(number, numbers, None)
+    host = torch.empty(4, dtype=torch.float64, pin_memory=True)
+    host.copy_(numbers, non_blocking=True)
+    arrived = torch.cuda.Event()
+    arrived.record()
+    return _Launched(number, host, arrived)
+
+
+def _step(task: Task, rows: Any) -> Tensor:
+    """One optimizer step; returns this process's part of `world_size` x the mean loss.
 
     Every token counts the same, wherever it is: a mean of the micro-batches' means would give
     those of short answers more weight. All processes know the whole batch, so they know the number
     of its tokens beforehand. DeepSpeed averages gradients over processes, hence `world_size`, and
     is told not to divide by the accumulation steps.
     """
-    training = run.training
-    weight = gang.world_size / max(1, learned_tokens(data, rows))
-    summed = torch.zeros(1, dtype=torch.float64, device=gang.device)
-    for part in share(rows, gang.rank, gang.world_size, training.micro_batch_size):
-        batch = micro_batch(data, part, flat=engine.flat)
+    engine, gang = task.engine, task.gang
+    weight = gang.world_size / max(1, learned_tokens(task.data, rows))
+    summed = torch.zeros((), dtype=torch.float64, device=gang.device)
+    for part in share(rows, gang.rank, gang.world_size, task.run.training.micro_batch_size):
+        batch = micro_batch(task.data, part, flat=engine.flat)
         loss = engine.deepspeed(**tensors(batch, gang.device)) * weight
         engine.deepspeed.backward(loss, scale_wrt_gas=False)
         engine.deepspeed.step()  # changes weights after the last micro-batch only
         summed += loss.detach().double()
-    return float(gang.sum(summed).item() / gang.world_size)
+    return summed
+
+
+def _read(task: Task, launched: _Launched, began: float) -> tuple[Step, bool, bool]:
+    """A step's numbers, and whether some process wished to stop or to save by then.
+
+    Args:
+        began: When the step began; on a GPU, when the one before it was read.
+    """
+    if launched.arrived is not None:
+        launched.arrived.synchronize()
+    summed, stop, save, grad_norm = launched.numbers.tolist()
+    loss, done = summed / task.gang.world_size, launched.number + 1
+    rate = task.rate(launched.number)
+    _check_finite(done, task.total_steps, loss, grad_norm, rate)
+    seconds = time.perf_counter() - began
+    batch = task.run.training.global_batch_size
+    speed = batch * task.tokens_per_sequence / seconds
+    epoch = done * batch / len(task.data)
+    step = Step(done, task.total_steps, epoch, loss, rate, grad_norm, seconds, speed)
+    return step, stop > 0, save > 0
 
 
 def _check_finite(step: int, total_steps: int, loss: float, grad_norm: float, rate: float) -> None:
@@ -121,11 +218,12 @@ class LossLog:
         total_steps: int,
         say: Callable[[str], None],
         monotonic: Callable[[], float] = time.monotonic,
+        resumed_from: int = 0,
     ) -> None:
-        """Start the file anew."""
+        """Start the file anew, or after the step of the checkpoint that the run goes on from."""
         self._monotonic, self._last = monotonic, monotonic()
         self._path = path
-        self._path.write_text("")
+        self._path.write_text("".join(_lines_until(path, resumed_from)))
         self._every = -(-total_steps // MAX_LINES)
         self._say = say
 
@@ -159,3 +257,15 @@ class LossLog:
     def _write(self, line: dict[str, Any]) -> None:
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+
+
+def _lines_until(path: Path, step: int) -> Iterator[str]:
+    """What an earlier attempt has logged of the steps that are not done again."""
+    if step == 0 or not path.exists():
+        return
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                yield line + "\n"
+        except (ValueError, KeyError, TypeError):
+            continue  # the process died while it wrote this line

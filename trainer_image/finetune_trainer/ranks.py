@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -63,6 +64,12 @@ class Gang:
     def barrier(self) -> None:
         """Wait for all processes."""
         dist.barrier()
+
+    def tell(self, value: Any) -> Any:
+        """Process 0's value, known to all."""
+        found = [value]
+        dist.broadcast_object_list(found, src=0)
+        return found[0]
 
     def agree(self, problem: str | None) -> str | None:
         """What went wrong on any process (the lowest rank's words), known to all; else None.

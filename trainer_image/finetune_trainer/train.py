@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import signal
 import sys
 import time
 import traceback
@@ -29,7 +28,7 @@ from finetune_api.run_config import (
     RunConfig,
 )
 from finetune_trainer import logs
-from finetune_trainer.errors import InternalError, StoppedError, TrainerError
+from finetune_trainer.errors import DivergedError, InternalError, TrainerError
 from finetune_trainer.fit import resolved_run
 from finetune_trainer.outcome_file import (
     ENV_TERMINATION_LOG,
@@ -39,11 +38,15 @@ from finetune_trainer.outcome_file import (
     write_outcome,
 )
 from finetune_trainer.report import Estimate, NullReporter, Reporter, reporter_from
+from finetune_trainer.stopping import StopRequest
 
 if TYPE_CHECKING:
+    from finetune_api.status import Activity
     from finetune_trainer.batches import Sequences
+    from finetune_trainer.checkpoint.manifest import Manifest
+    from finetune_trainer.course import Course
     from finetune_trainer.engine import Engine
-    from finetune_trainer.loop import LossLog, Step
+    from finetune_trainer.loop import LossLog, Step, Task
     from finetune_trainer.ranks import Gang
 
 ENV_OUTCOME_DIRECTORY = "FINETUNE_OUTCOME_DIRECTORY"
@@ -62,14 +65,15 @@ class Watch:
     log: LossLog | None = None
     """What rank 0 says; what the others keep to themselves."""
     step: int | None = None
-    losses: list[float] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
+    """Optimizer steps done, those of earlier attempts included."""
+
+    def doing(self, activity: Activity) -> None:
+        """What comes next on this process: every change passes through here."""
+        self.reporter.update(activity=activity)
 
     def after_step(self, step: Step) -> None:
         """Take note of an optimizer step."""
         self.step = step.step
-        self.losses.append(step.loss)
-        self.seconds.append(step.seconds)
         self.estimate.add(step.seconds)
         eta = self.estimate.remaining(step.total_steps - step.step)
         self.reporter.update(
@@ -91,25 +95,13 @@ class Watch:
         if self.log:
             self.log.evaluation(self.step or 0, loss)
 
-    def facts(self, total_steps: int, tokens: int) -> TrainFacts:
-        """What is left for the status, without the losses of the held-out part."""
-        duration = sum(self.seconds)
-        return TrainFacts(
-            step=len(self.losses),
-            total_steps=total_steps,
-            loss=self.losses[-1],
-            tokens=tokens,
-            tokens_per_second=tokens / duration,
-            duration_seconds=duration,
-        )
-
 
 def _append(path: Path, line: str) -> None:
     with path.open("a", encoding="utf-8") as file:
         file.write(line + "\n")
 
 
-def train(run: RunConfig, gang: Gang, watch: Watch) -> TrainFacts:
+def train(run: RunConfig, gang: Gang, watch: Watch, stop: StopRequest | None = None) -> TrainFacts:
     """The whole stage on one process; all processes of the gang call it alike.
 
     Returns:
@@ -117,11 +109,15 @@ def train(run: RunConfig, gang: Gang, watch: Watch) -> TrainFacts:
     """
     # torch and its friends take 10 s to import: the first report is out before that.
     from finetune_trainer.batches import Sequences
+    from finetune_trainer.checkpoint.history import History
+    from finetune_trainer.checkpoint.manifest import RunState
+    from finetune_trainer.course import Course, finish
     from finetune_trainer.engine import build
-    from finetune_trainer.loop import LossLog, train_steps
+    from finetune_trainer.loop import Task, train_steps
     from finetune_trainer.plain import leave_verification
     from finetune_trainer.result import save
 
+    stop = stop or StopRequest()
     work = Path(run.work_dir)
     prepared = _prepared(work)
     asked, run = run, resolved_run(run, prepared)
@@ -130,35 +126,58 @@ def train(run: RunConfig, gang: Gang, watch: Watch) -> TrainFacts:
     watch.reporter.update(total_steps=prepared.total_steps)
     if gang.is_lead:
         (work / WORK_TRAIN_FACTS).unlink(missing_ok=True)  # of an earlier run
-        watch.log = LossLog(work / WORK_LOSSES, prepared.total_steps, logs.say)
-    elif directory := os.environ.get(ENV_OUTCOME_DIRECTORY):
-        # Only rank 0 speaks. The others keep their lines, for when one of them is killed.
-        quiet = Path(directory) / f"{gang.rank}.log"
-        losses = Path(directory) / f"{gang.rank}.jsonl"
-        watch.log = LossLog(losses, prepared.total_steps, lambda line: _append(quiet, line))
-
     began = time.monotonic()
     engine = build(run, gang)
     if run.lora is None:  # writing a whole model takes about as long as reading it did
         watch.estimate.saving_seconds = time.monotonic() - began
+    history = History(engine, run, gang, prepared)
+    resumed = history.resume()
+    first, state = (resumed.step, resumed.state) if resumed else (0, RunState())
+    _open_log(watch, work, gang, prepared.total_steps, first)
 
-    before = _measure(engine, held_out, run, gang, watch)
-    watch.reporter.update(activity="Training")
-    per_sequence = prepared.tokens / len(data)
-    train_steps(engine, data, run, gang, prepared.total_steps, per_sequence, watch.after_step)
-    after = _measure(engine, held_out, run, gang, watch)
-    watch.reporter.update(activity="Saving", eta_seconds=watch.estimate.saving_seconds)
-    save(engine, run, gang)
-    leave_verification(engine, run, gang, prepared.parameters)
-    tokens = round(len(watch.losses) * run.training.global_batch_size * per_sequence)
-    facts = watch.facts(prepared.total_steps, tokens).model_copy(
-        update={"eval_loss_before": before, "eval_loss_after": after}
-    )
+    def measure() -> float | None:
+        return _measure(engine, held_out, run, gang, watch)
+
+    if resumed is None:
+        state = RunState(eval_loss_before=measure())
+    task = Task(engine, data, run, gang, prepared.total_steps, prepared.tokens / len(data))
+    course = Course(run, gang, history.checkpoints, stop, state, watch, measure)
+    stop.at_once = False
+    watch.doing("Training")
+    try:
+        train_steps(task, first, course)
+        best_step = finish(course, history, watch.step or first)
+        watch.reporter.update(activity="Saving", eta_seconds=watch.estimate.saving_seconds)
+        save(engine, run, gang)
+        leave_verification(engine, run, gang, prepared.parameters)
+    except DivergedError as exc:
+        watch.doing("Saving")
+        step = history.go_back()
+        if step is None:
+            raise
+        save(engine, run, gang)
+        raise DivergedError(f"{exc}; the checkpoint of step {step} is left as the result") from exc
+    facts = _facts(course, task, watch.step or first, best_step, resumed)
     if gang.is_lead:
         _leave(work, asked, facts)
     gang.barrier()  # nobody says "done" before it is true
     engine.deepspeed.destroy()
     return facts
+
+
+def _open_log(watch: Watch, work: Path, gang: Gang, total_steps: int, first: int) -> None:
+    from finetune_trainer.loop import LossLog
+
+    if gang.is_lead:
+        watch.log = LossLog(work / WORK_LOSSES, total_steps, logs.say, resumed_from=first)
+    elif directory := os.environ.get(ENV_OUTCOME_DIRECTORY):
+        # Only rank 0 speaks. The others keep their lines, for when one of them is killed.
+        quiet = Path(directory) / f"{gang.rank}.log"
+        losses = Path(directory) / f"{gang.rank}.jsonl"
+        watch.log = LossLog(losses, total_steps, lambda line: _append(quiet, line))
+    if first:
+        watch.step = first
+        watch.reporter.update(step=first)
 
 
 def _measure(
@@ -169,11 +188,35 @@ def _measure(
 
     if held_out is None:
         return None
-    watch.reporter.update(activity="Evaluating")
+    watch.doing("Evaluating")
     began = time.monotonic()
     loss = evaluate(engine, held_out, gang, run.training.micro_batch_size)
     watch.after_evaluation(loss, time.monotonic() - began)
     return loss
+
+
+def _facts(
+    course: Course, task: Task, steps: int, best_step: int | None, resumed: Manifest | None
+) -> TrainFacts:
+    """What is left for the status."""
+    state = course.state
+    if state.loss is None:
+        raise InternalError("no step was done; this is a bug of the trainer")
+    tokens = round(steps * task.run.training.global_batch_size * task.tokens_per_sequence)
+    return TrainFacts(
+        step=steps,
+        total_steps=task.total_steps,
+        loss=state.loss,
+        eval_loss_before=state.eval_loss_before,
+        eval_loss_after=course.last_evaluation if best_step is None else state.best_loss,
+        retention_loss_before=state.retention_loss_before,
+        best_step=best_step,
+        stopped_early=course.stopped_early,
+        resumed_from=resumed.step if resumed else None,
+        tokens=tokens,
+        tokens_per_second=tokens / state.seconds,
+        duration_seconds=state.seconds,
+    )
 
 
 def finished(run: RunConfig) -> TrainFacts | None:
@@ -206,10 +249,6 @@ def _hash(run: RunConfig) -> str:
     return hashlib.sha256(run.model_dump_json().encode()).hexdigest()
 
 
-def _stop(_signum: int, _frame: object) -> None:
-    raise StoppedError("asked to stop (SIGTERM); there are no checkpoints yet, so it starts anew")
-
-
 def main(argv: list[str]) -> int:
     """Run one rank; returns its exit code, after its outcome is left."""
     rank = int(os.environ.get("RANK", "0"))
@@ -219,13 +258,14 @@ def main(argv: list[str]) -> int:
     # Libraries about their own future: nothing that the reader of a job's log can do.
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
-    signal.signal(signal.SIGTERM, _stop)
+    stop = StopRequest()
+    stop.install()
     watch = Watch(NullReporter())
     try:
         run = load_run(argv, "train")
         if rank == 0:
             watch.reporter = reporter_from(os.environ, logs.warn, logs.say)
-        facts = finished(run) or _in_gang(run, watch)
+        facts = finished(run) or _in_gang(run, watch, stop)
     except (Exception, KeyboardInterrupt) as exc:
         failure = failure_from(exc, rank, watch.step)
         if failure.failure_class == "Internal" and not isinstance(exc, TrainerError):
@@ -239,12 +279,12 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _in_gang(run: RunConfig, watch: Watch) -> TrainFacts:
+def _in_gang(run: RunConfig, watch: Watch, stop: StopRequest) -> TrainFacts:
     os.environ["DS_ACCELERATOR"] = run.accelerator.lower()  # before deepspeed is imported
     from finetune_trainer.ranks import classified, join
 
     with classified(run):
-        return train(run, join(run), watch)
+        return train(run, join(run), watch, stop)
 
 
 if __name__ == "__main__":
