@@ -6,14 +6,14 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from finetune_api.run_config import RunConfig
-from finetune_trainer.batches import Sequences, learned_tokens, micro_batch, share, step_rows
+from finetune_trainer.batches import share, step_rows
 from finetune_trainer.engine import Engine
 from finetune_trainer.errors import DivergedError
 from finetune_trainer.losses import tensors
@@ -37,18 +37,20 @@ class Step:
     epoch: float
     """Passes over the data so far."""
     loss: float
-    """Mean over all learned tokens of the global batch, in nats."""
+    """Mean over the global batch: over its learned tokens in nats, or over its preferences."""
     learning_rate: float
     grad_norm: float
     """Global norm before clipping."""
     seconds: float
     tokens_per_second: float
     """Over all processes; padding not counted."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """More numbers of the objective, by their names in the log."""
 
 
 def train_steps(
     engine: Engine,
-    data: Sequences,
+    data: Any,
     run: RunConfig,
     gang: Gang,
     total_steps: int,
@@ -72,33 +74,41 @@ def train_steps(
         )
         engine.set_learning_rate(rate)
         rows = step_rows(number, training.global_batch_size, len(data), training.seed)
-        loss = _step(engine, data, rows, run, gang)
+        loss, metrics = _step(engine, data, rows, run, gang)
         grad_norm = float(engine.deepspeed.get_global_grad_norm())
         _check_finite(number + 1, total_steps, loss, grad_norm, rate)
         seconds = time.perf_counter() - began
         speed = training.global_batch_size * tokens_per_sequence / seconds
         epoch = (number + 1) * training.global_batch_size / len(data)
-        after_step(Step(number + 1, total_steps, epoch, loss, rate, grad_norm, seconds, speed))
+        after_step(
+            Step(number + 1, total_steps, epoch, loss, rate, grad_norm, seconds, speed, metrics)
+        )
 
 
-def _step(engine: Engine, data: Sequences, rows: Any, run: RunConfig, gang: Gang) -> float:
-    """One optimizer step; returns the mean loss over the learned tokens of the global batch.
+def _step(
+    engine: Engine, data: Any, rows: Any, run: RunConfig, gang: Gang
+) -> tuple[float, dict[str, float]]:
+    """One optimizer step; returns the mean loss over the global batch, and more numbers.
 
-    Every token counts the same, wherever it is: a mean of the micro-batches' means would give
-    those of short answers more weight. All processes know the whole batch, so they know the number
-    of its tokens beforehand. DeepSpeed averages gradients over processes, hence `world_size`, and
-    is told not to divide by the accumulation steps.
+    Every token (or preference) counts the same, wherever it is: a mean of the micro-batches' means
+    would give those of short answers more weight. All processes know the whole batch, so they know
+    the number of its tokens beforehand. DeepSpeed averages gradients over processes, hence
+    `world_size`, and is told not to divide by the accumulation steps.
     """
-    training = run.training
-    weight = gang.world_size / max(1, learned_tokens(data, rows))
+    objective = engine.objective
+    parts = share(rows, gang.rank, gang.world_size, run.training.micro_batch_size)
+    constants = objective.constants(engine.deepspeed, data, rows, parts, gang)
+    weight = gang.world_size / objective.divisor(data, rows)
     summed = torch.zeros(1, dtype=torch.float64, device=gang.device)
-    for part in share(rows, gang.rank, gang.world_size, training.micro_batch_size):
-        batch = micro_batch(data, part, flat=engine.flat)
-        loss = engine.deepspeed(**tensors(batch, gang.device)) * weight
+    for part in parts:
+        batch = objective.batch(data, part, flat=engine.flat)
+        loss = engine.deepspeed(**tensors(batch, gang.device), **constants) * weight
         engine.deepspeed.backward(loss, scale_wrt_gas=False)
         engine.deepspeed.step()  # changes weights after the last micro-batch only
         summed += loss.detach().double()
-    return float(gang.sum(summed).item() / gang.world_size)
+    taken = objective.taken(engine.deepspeed.module).to(gang.device)
+    total, *sums = gang.sum(torch.cat([summed, taken])).tolist()
+    return total / gang.world_size, objective.metrics(sums)
 
 
 def _check_finite(step: int, total_steps: int, loss: float, grad_norm: float, rate: float) -> None:
@@ -143,6 +153,7 @@ class LossLog:
                 "learningRate": step.learning_rate,
                 "gradNorm": step.grad_norm,
                 "tokensPerSecond": step.tokens_per_second,
+                **step.metrics,
             }
         )
         self._say(
@@ -151,9 +162,10 @@ class LossLog:
             f"{step.tokens_per_second:.0f} tok/s  eta {duration(eta_seconds)}"
         )
 
-    def evaluation(self, step: int, loss: float) -> None:
-        """Log the loss on the held-out examples after `step` steps."""
-        self._write({"step": step, "evalLoss": loss})
+    def evaluation(self, step: int, loss: float, metrics: dict[str, float] | None = None) -> None:
+        """Log the loss on the held-out examples after `step` steps, and more numbers of it."""
+        more = {f"eval/{name}": value for name, value in (metrics or {}).items()}
+        self._write({"step": step, "evalLoss": loss, **more})
         self._say(f"step {step}  held-out loss {loss:.3f}")
 
     def _write(self, line: dict[str, Any]) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from torch import nn
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
 from finetune_api.run_config import LoraConfig, RunConfig
 from finetune_trainer.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def add_adapter(model: Any, run: RunConfig, lora: LoraConfig) -> Any:
@@ -27,6 +29,9 @@ def add_adapter(model: Any, run: RunConfig, lora: LoraConfig) -> Any:
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules="all-linear" if whole else list(lora.target_modules),
+        use_rslora=lora.use_rslora,
+        use_dora=lora.use_dora,
+        modules_to_save=lora.modules_to_save or None,
         task_type="CAUSAL_LM",
     )
     try:
@@ -43,6 +48,26 @@ def add_adapter(model: Any, run: RunConfig, lora: LoraConfig) -> Any:
     return adapted
 
 
+def check_tuning(run: RunConfig) -> None:
+    """Refuse settings that cannot work here, before anything is fetched.
+
+    Raises:
+        ConfigurationError: QLoRA without what it needs.
+    """
+    if run.tuning != "QLoRA":
+        return
+    if run.zero_stage == 3:
+        raise ConfigurationError(
+            "spec.method.tuning: QLoRA keeps base weights of 4 bits, which ZeRO-3 cannot shard; "
+            "set spec.zero.stage to 1 or 2, or use spec.method.tuning: LoRA"
+        )
+    if find_spec("bitsandbytes") is None:
+        raise ConfigurationError(
+            "spec.method.tuning: QLoRA needs bitsandbytes, which is not in this image; use the "
+            "trainer image of this release, or spec.method.tuning: LoRA"
+        )
+
+
 def base_model(run: RunConfig) -> tuple[str, str | None]:
     """Name and revision of the base model for whoever loads the adapter: not a path of this pod."""
     if run.model.uri.startswith("hf://"):
@@ -52,6 +77,8 @@ def base_model(run: RunConfig) -> tuple[str, str | None]:
 
 def linear_layers(model: nn.Module) -> list[str]:
     """The names of linear layers, each once, without their place in the model."""
+    from torch import nn
+
     return sorted(
         {name.rsplit(".", 1)[-1] for name, m in model.named_modules() if isinstance(m, nn.Linear)}
     )

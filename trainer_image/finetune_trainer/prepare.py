@@ -19,10 +19,14 @@ from pydantic import ValidationError
 from finetune_api.outcome import Outcome, PrepareFacts
 from finetune_api.run_config import WORK_DATA, WORK_MODEL, WORK_PREPARE_FACTS, RunConfig
 from finetune_trainer.data.build import Built, build, check, efficiency
+from finetune_trainer.data.build_pairs import build_pairs, check_pairs
+from finetune_trainer.data.formats import PREFERENCES
 from finetune_trainer.data.store import META, DataMeta
 from finetune_trainer.logs import say, warn
+from finetune_trainer.lora import check_tuning
 from finetune_trainer.model.base import load_tokenizer, prepare_model
 from finetune_trainer.model.check import ModelInfo, check_length
+from finetune_trainer.objectives import needs_reference
 from finetune_trainer.outcome_file import load_run, stage
 from finetune_trainer.sources import FetchedData, FetchedModel, fetch_data, fetch_model
 
@@ -41,13 +45,23 @@ def prepare(run: RunConfig) -> PrepareFacts:
     started = time.monotonic()
     work.mkdir(parents=True, exist_ok=True)
     _clear(work)
+    check_tuning(run)
     data = fetch_data(run.dataset)
-    check(data.files, run.dataset_format)
+    paired = run.objective in PREFERENCES
+    if paired:
+        check_pairs(run, data.files)
+    else:
+        check(data.files, run.dataset_format, run.objective)
     model = fetch_model(run.model)
     info = prepare_model(model.path, work / WORK_MODEL, run.model.uri)
     check_length(info, run.training.sequence_length)
     tokenizer = load_tokenizer(work / WORK_MODEL, run.model.uri)
-    built = build(run, data.files, tokenizer, info.vocabulary_size, work / WORK_DATA, run_hash(run))
+    make = build_pairs if paired else build
+    built = make(run, data.files, tokenizer, info.vocabulary_size, work / WORK_DATA, run_hash(run))
+    if needs_reference(run):
+        from finetune_trainer.objectives.reference import write_reference
+
+        write_reference(run)
     facts = _facts(run, info, model, data, built)
     _commit(work / WORK_PREPARE_FACTS, facts.model_dump_json(by_alias=True, indent=2))
     say(f"prepared {facts.total_steps} steps in {time.monotonic() - started:.1f} s")

@@ -15,7 +15,7 @@ import traceback
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
@@ -40,7 +40,6 @@ from finetune_trainer.outcome_file import (
 from finetune_trainer.report import Estimate, NullReporter, Reporter, reporter_from
 
 if TYPE_CHECKING:
-    from finetune_trainer.batches import Sequences
     from finetune_trainer.engine import Engine
     from finetune_trainer.loop import LossLog, Step
     from finetune_trainer.ranks import Gang
@@ -83,12 +82,14 @@ class Watch:
         if self.log:
             self.log.step(step, eta)
 
-    def after_evaluation(self, loss: float, seconds: float) -> None:
+    def after_evaluation(
+        self, loss: float, seconds: float, metrics: dict[str, float] | None = None
+    ) -> None:
         """Take note of the loss on the held-out examples."""
         self.estimate.evaluation_seconds = seconds
         self.reporter.update(eval_loss=loss)
         if self.log:
-            self.log.evaluation(self.step or 0, loss)
+            self.log.evaluation(self.step or 0, loss, metrics)
 
     def facts(self, total_steps: int, tokens: int) -> TrainFacts:
         """What is left for the status, without the losses of the held-out part."""
@@ -115,15 +116,16 @@ def train(run: RunConfig, gang: Gang, watch: Watch) -> TrainFacts:
         The facts, the same on every process but for its own clock.
     """
     # torch and its friends take 10 s to import: the first report is out before that.
-    from finetune_trainer.batches import Sequences
     from finetune_trainer.engine import build
     from finetune_trainer.loop import LossLog, train_steps
+    from finetune_trainer.objectives import objective_of
     from finetune_trainer.result import save
 
     work = Path(run.work_dir)
     prepared = _prepared(work)
-    data = Sequences.open(work / WORK_DATA / "train")
-    held_out = Sequences.open(work / WORK_DATA / "eval") if prepared.eval_examples else None
+    objective = objective_of(run)
+    data = objective.open(work / WORK_DATA / "train")
+    held_out = objective.open(work / WORK_DATA / "eval") if prepared.eval_examples else None
     watch.reporter.update(total_steps=prepared.total_steps)
     if gang.is_lead:
         (work / WORK_TRAIN_FACTS).unlink(missing_ok=True)  # of an earlier run
@@ -158,17 +160,17 @@ def train(run: RunConfig, gang: Gang, watch: Watch) -> TrainFacts:
 
 
 def _measure(
-    engine: Engine, held_out: Sequences | None, run: RunConfig, gang: Gang, watch: Watch
+    engine: Engine, held_out: Any | None, run: RunConfig, gang: Gang, watch: Watch
 ) -> float | None:
     """The loss on the held-out sequences, where there are any."""
-    from finetune_trainer.evaluate import evaluate
+    from finetune_trainer.evaluate import measure
 
     if held_out is None:
         return None
     watch.reporter.update(activity="Evaluating")
     began = time.monotonic()
-    loss = evaluate(engine, held_out, gang, run.training.micro_batch_size)
-    watch.after_evaluation(loss, time.monotonic() - began)
+    loss, metrics = measure(engine, held_out, gang, run.training.micro_batch_size)
+    watch.after_evaluation(loss, time.monotonic() - began, metrics)
     return loss
 
 

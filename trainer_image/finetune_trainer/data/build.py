@@ -7,19 +7,21 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from finetune_api.run_config import RunConfig
-from finetune_trainer.data.formats import FormatName, detect, to_example
+from finetune_trainer.data.formats import FormatName, Objective, choose_format, to_example
 from finetune_trainer.data.masking import Masker, Tokens
 from finetune_trainer.data.packing import one_each, pack
-from finetune_trainer.data.records import Record, read_records
+from finetune_trainer.data.records import Record, read_first, read_records
 from finetune_trainer.data.samples import one_line, render, samples_text
 from finetune_trainer.data.store import EVAL, META, TRAIN, DataMeta, SplitMeta, write_split
 from finetune_trainer.errors import ConfigurationError, DataError, ModelError
 from finetune_trainer.logs import say, warn
+
+T = TypeVar("T")
 
 BATCH = 512
 """Examples tokenised at once: enough for all cores, little memory."""
@@ -71,15 +73,17 @@ def build(
     """
     started = time.monotonic()
     length = run.training.sequence_length
-    found = tokenize(read_records(files), run.dataset_format, Masker(tokenizer), length)
-    _check_vocabulary(found.examples, vocabulary_size)
+    found = tokenize(
+        read_records(files), run.dataset_format, Masker(tokenizer), length, run.objective
+    )
+    check_vocabulary(found.examples, vocabulary_size)
     total = sum(len(example.ids) for example in found.examples)
     say(
         f"tokenised {len(found.examples)} examples ({found.format}), {total} tokens, "
         f"in {time.monotonic() - started:.1f} s"
     )
     _report_losses(found, length)
-    _write_samples(found.examples, tokenizer, directory)
+    write_samples(found.examples, tokenizer, directory)
     started = time.monotonic()
     train, held_out = split(found.examples, run.eval_fraction, run.training.seed)
     meta = _write(run, train, held_out, tokenizer, vocabulary_size, directory, run_hash)
@@ -93,20 +97,26 @@ def build(
     return Built(meta=meta, format=found.format, truncated=found.truncated)
 
 
-def check(files: list[tuple[str, Path]], wanted: str) -> None:
+def check(files: list[tuple[str, Path]], wanted: str, objective: Objective = "SFT") -> None:
     """Read every example once, before anything expensive is done with the model.
 
     Raises:
         DataError: a file or an example is unusable; names the line.
+        ConfigurationError: the data do not fit the objective.
     """
-    stream = read_records(files)
-    first = next(stream)
-    name: FormatName = detect(first) if wanted == "Auto" else wanted  # type: ignore[assignment]
-    for record in chain([first], stream):
+    first, records = read_first(files)
+    name = choose_format(first, wanted, objective)
+    for record in records:
         to_example(record, name, chat=True)
 
 
-def tokenize(records: Iterable[Record], wanted: str, masker: Masker, length: int) -> Tokenized:
+def tokenize(
+    records: Iterable[Record],
+    wanted: str,
+    masker: Masker,
+    length: int,
+    objective: Objective = "SFT",
+) -> Tokenized:
     """Tokenise, mask and truncate every record.
 
     Args:
@@ -115,7 +125,7 @@ def tokenize(records: Iterable[Record], wanted: str, masker: Masker, length: int
     """
     stream = iter(records)
     first = next(stream)
-    name: FormatName = detect(first) if wanted == "Auto" else wanted  # type: ignore[assignment]
+    name = choose_format(first, wanted, objective)
     if name == "Chat" and not masker.has_template:
         raise ConfigurationError(
             "the dataset has format Chat, but the model's tokenizer has no chat template; use an "
@@ -141,7 +151,7 @@ def tokenize(records: Iterable[Record], wanted: str, masker: Masker, length: int
     return Tokenized(kept, name, truncated, dropped)
 
 
-def split(examples: list[Tokens], fraction: float, seed: int) -> tuple[list[Tokens], list[Tokens]]:
+def split(examples: list[T], fraction: float, seed: int) -> tuple[list[T], list[T]]:
     """The part to train on and the part held out, the same for the same seed.
 
     At least one example is held out where `fraction` > 0, and at least one is left to train on.
@@ -155,7 +165,8 @@ def split(examples: list[Tokens], fraction: float, seed: int) -> tuple[list[Toke
 
 def efficiency(meta: DataMeta) -> float:
     """Real tokens per token computed, 0 to 1."""
-    return meta.train.tokens / (meta.train.sequences * meta.width)
+    rows = meta.train.sequences * meta.train.rows_per_sequence
+    return meta.train.tokens / (rows * meta.width)
 
 
 def _batches(records: Iterator[Record]) -> Iterator[list[Record]]:
@@ -196,7 +207,8 @@ def _write(
     )
 
 
-def _check_vocabulary(examples: list[Tokens], vocabulary_size: int) -> None:
+def check_vocabulary(examples: list[Tokens], vocabulary_size: int) -> None:
+    """Refuse a tokenizer whose tokens the model does not know; raises ModelError."""
     largest = max(int(example.ids.max()) for example in examples)
     if largest >= vocabulary_size:
         raise ModelError(
@@ -215,7 +227,8 @@ def _report_losses(found: Tokenized, length: int) -> None:
         warn(f"{found.dropped} examples have nothing left to learn after that and were left out")
 
 
-def _write_samples(examples: list[Tokens], tokenizer: Any, directory: Path) -> None:
+def write_samples(examples: list[Tokens], tokenizer: Any, directory: Path) -> None:
+    """Leave a few rendered examples in the new directory, and one in the log."""
     directory.mkdir(parents=True)
     (directory / SAMPLES).write_text(samples_text(examples, tokenizer), encoding="utf-8")
     say(f"an example, learned between ⟦ and ⟧: {one_line(render(examples[0], tokenizer))}")

@@ -34,6 +34,8 @@ class SplitMeta(ApiModel):
     """Padding not counted."""
     trained_tokens: int
     """Labels other than -100."""
+    rows_per_sequence: int = 1
+    """2 for preferences: a sequence is then a pair (`data.pairs`)."""
 
 
 class DataMeta(ApiModel):
