@@ -19,7 +19,7 @@ pytestmark = pytest.mark.trainer
 
 STEPS = 3
 OBJECTIVES = ("DPO", "KTO", "ORPO")
-FULL: dict[str, Any] = {"tuning": "Full", "lora": None}
+FULL: dict[str, Any] = {"tuning": "Full", "lora": None, "learning_rate": 2e-3}
 LORA_TUNING: dict[str, Any] = {"tuning": "LoRA", "lora": LORA}
 TUNINGS = {"Full": FULL, "LoRA": LORA_TUNING}
 SHARDED = [

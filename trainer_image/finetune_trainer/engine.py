@@ -16,7 +16,7 @@ from transformers.utils import logging as transformers_logging
 
 from finetune_api.run_config import WORK_MODEL, RunConfig
 from finetune_trainer.errors import ConfigurationError, ModelError
-from finetune_trainer.lora import add_adapter
+from finetune_trainer.lora import add_adapter, quantization
 from finetune_trainer.losses import SummedLoss
 from finetune_trainer.objectives import objective_of
 from finetune_trainer.objectives.base import Objective
@@ -94,6 +94,11 @@ def _load(run: RunConfig, gang: Gang, sharded: bool) -> Any:
             options["attn_implementation"] = "flash_attention_2"
         if not sharded:  # straight to the GPU: no copy of the model in memory for every process
             options["device_map"] = {"": gang.device}
+    if run.tuning == "QLoRA":
+        options |= {
+            "quantization_config": quantization(options["dtype"]),
+            "device_map": {"": gang.device},
+        }
     path = Path(run.work_dir) / WORK_MODEL
     try:
         model = AutoModelForCausalLM.from_pretrained(path, local_files_only=True, **options)

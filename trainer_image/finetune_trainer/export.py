@@ -33,6 +33,7 @@ from finetune_trainer.chart import draw, read_history
 from finetune_trainer.data.store import TRAIN, read_split
 from finetune_trainer.errors import ConfigurationError, InternalError
 from finetune_trainer.logs import say
+from finetune_trainer.lora import import_peft
 from finetune_trainer.manifest import (
     PARTIAL,
     Manifest,
@@ -114,13 +115,13 @@ def _artefact(run: RunConfig, work: Path, made: Path, parameters: int) -> int:
 def _prove_adapter(base: Path, adapter: Path, probe: Any, parameters: int) -> Any:
     """Load base and adapter anew; returns the base's logits, which the adapter must change."""
     import torch
-    from peft import PeftModel
 
     small = parameters <= verify.FULL_PRECISION_LIMIT
     model = _load(base, torch.float32 if small else "auto")
-    model = PeftModel.from_pretrained(model, adapter, local_files_only=True).eval()
+    peft = import_peft()
+    model = peft.PeftModel.from_pretrained(model, adapter, local_files_only=True).eval()
     # Peft only warns of tensors for layers that the base does not have.
-    loaded = {n.replace(".default", "") for n, _ in model.named_parameters() if "lora_" in n}
+    loaded = set(peft.get_peft_model_state_dict(model, save_embedding_layers=False))
     strange = sorted(loaded ^ {name for name, _ in verify.tensors(adapter)})
     if strange:
         raise InternalError(
@@ -135,9 +136,9 @@ def _prove_adapter(base: Path, adapter: Path, probe: Any, parameters: int) -> An
 
 def _merge(base: Path, made: Path) -> None:
     """Replace the adapter in `made` by the whole model, in the number format of the base."""
-    from peft import PeftModel
-
-    model = PeftModel.from_pretrained(_load(base, "auto"), made, local_files_only=True)
+    model = import_peft().PeftModel.from_pretrained(
+        _load(base, "auto"), made, local_files_only=True
+    )
     model = model.merge_and_unload(safe_merge=True)  # safe: refuses weights that are not finite
     model.save_pretrained(made, max_shard_size=_MAX_SHARD)
     for name in _ADAPTER:

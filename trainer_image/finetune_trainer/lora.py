@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +22,7 @@ def add_adapter(model: Any, run: RunConfig, lora: LoraConfig) -> Any:
     Raises:
         ConfigurationError: no layer has one of the wanted names.
     """
-    import peft
-
+    peft = import_peft(quantized=run.tuning == "QLoRA")
     whole = lora.target_modules == ["all-linear"]
     config = peft.LoraConfig(
         r=lora.rank,
@@ -48,6 +48,33 @@ def add_adapter(model: Any, run: RunConfig, lora: LoraConfig) -> Any:
     return adapted
 
 
+def import_peft(quantized: bool = False) -> Any:
+    """The module peft, without bitsandbytes where nothing is quantized.
+
+    Peft imports bitsandbytes wherever it is installed, which takes 2 to 3 s of every start.
+    """
+    if not quantized:
+        sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]
+    import peft
+
+    return peft
+
+
+def quantization(dtype: Any) -> Any:
+    """How QLoRA loads the base model: NF4 with quantized scales, computing in `dtype`.
+
+    The output head and the norms stay as they are; the adapter has the type `dtype` too.
+    """
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
 def check_tuning(run: RunConfig) -> None:
     """Refuse settings that cannot work here, before anything is fetched.
 
@@ -56,16 +83,35 @@ def check_tuning(run: RunConfig) -> None:
     """
     if run.tuning != "QLoRA":
         return
+    other = "use spec.method.tuning: LoRA"
     if run.zero_stage == 3:
         raise ConfigurationError(
             "spec.method.tuning: QLoRA keeps base weights of 4 bits, which ZeRO-3 cannot shard; "
-            "set spec.zero.stage to 1 or 2, or use spec.method.tuning: LoRA"
+            f"set spec.zero.stage to 1 or 2, or {other}"
         )
     if find_spec("bitsandbytes") is None:
         raise ConfigurationError(
-            "spec.method.tuning: QLoRA needs bitsandbytes, which is not in this image; use the "
-            "trainer image of this release, or spec.method.tuning: LoRA"
+            "spec.method.tuning: QLoRA needs bitsandbytes, which is not in this image; set "
+            f"spec.image of the profile to the trainer image of this release, or {other}"
         )
+    if run.accelerator == "CPU" and (problem := _problem_on_cpu()):
+        raise ConfigurationError(
+            f"spec.method.tuning: QLoRA does not run on this CPU ({problem}); choose a profile "
+            f"with GPUs, or {other}"
+        )
+
+
+def _problem_on_cpu() -> str | None:
+    """What bitsandbytes says to four bits on this CPU; None: it can do it."""
+    import torch
+
+    try:
+        from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+        dequantize_4bit(*quantize_4bit(torch.ones(64, 64), quant_type="nf4"))
+    except Exception as exc:  # whatever a library built for other hardware trips over
+        return (str(exc).strip().splitlines() or [type(exc).__name__])[0]
+    return None
 
 
 def base_model(run: RunConfig) -> tuple[str, str | None]:

@@ -69,14 +69,15 @@ def read_preferences(
 def to_preference(record: Record, objective: Objective, chat: bool) -> Preference:
     """One record in its plain shape; see `read_preferences`."""
     _check_columns(record, objective)
-    prompt, answers = _texts(record, _COLUMNS[objective][: 1 if objective == "KTO" else 2])
+    columns = _COLUMNS[objective][: 1 if objective == "KTO" else 2]
+    prompt, answers = _texts(record, columns)
     if len(answers) == 2 and answers[0] == answers[1]:
         raise DataError(
             f"{record.where}: `chosen` and `rejected` are the same, so neither is preferred; "
             "remove the example or mend one"
         )
-    for answer in answers:
-        _check_answer(record.where, answer)
+    for column, answer in zip(columns, answers, strict=True):
+        _check_answer(f"{record.where}: `{column}`", answer)
     _check_prompt(record.where, prompt)
     plain = isinstance(prompt, str) and all(isinstance(answer, str) for answer in answers)
     if chat:
@@ -175,14 +176,13 @@ def _check_answer(where: str, answer: Text) -> None:
         strange = [m["role"] for m in answer if m["role"] not in _ANSWER_ROLES]
         if strange:
             raise DataError(
-                f"{where}: an answer contains a message of the {strange[0]}, which the model must "
+                f"{where} contains a message of the {strange[0]}, which the model must "
                 "not learn to write; end the conversation at the first answer that differs"
             )
         empty = empty or not any(m["content"].strip() for m in answer)
     if empty:
         raise DataError(
-            f"{where}: an answer is empty, so there is nothing to learn; remove the example or "
-            "fill it"
+            f"{where} is empty, so there is nothing to learn; remove the example or fill it"
         )
 
 
