@@ -15,7 +15,7 @@ EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*-*"))
 
 
 def test_all_examples_are_found() -> None:
-    assert [example.name for example in EXAMPLES] == ["01-first-job"]
+    assert [example.name for example in EXAMPLES] == ["01-first-job", "02-preferences"]
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)

@@ -6,7 +6,6 @@ one copy, and only the sequences of a micro-batch are ever copied.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -208,18 +207,12 @@ def learned_tokens(data: Sequences, rows: np.ndarray) -> int:
     return data.learned(rows)
 
 
-def evaluation_batches(
-    data: Sequences, rank: int, world_size: int, micro: int, flat: bool
-) -> Iterator[MicroBatch]:
-    """One process's part of the held-out sequences.
+def evaluation_parts(count: int, rank: int, world_size: int, micro: int) -> list[np.ndarray]:
+    """One process's part of `count` held-out items, by micro-batches.
 
-    Every process gets the same number of batches, the last ones filled up without targets: under
-    ZeRO-3 each forward pass is one of all processes, and one too few would wait for ever.
+    Every process gets the same number of them, the last ones empty: under ZeRO-3 each forward pass
+    is one of all processes, and one too few would wait for ever.
     """
-    count = len(data)
     rounds = -(-count // (world_size * micro))
-    for number in range(rounds):
-        first = (number * world_size + rank) * micro
-        rows = np.arange(first, min(first + micro, count))
-        filler = rows.size == 0
-        yield micro_batch(data, np.zeros(1, dtype=np.int64) if filler else rows, not filler, flat)
+    firsts = [(number * world_size + rank) * micro for number in range(rounds)]
+    return [np.arange(first, max(first, min(first + micro, count))) for first in firsts]

@@ -11,25 +11,26 @@ from collections.abc import Callable
 from typing import Protocol
 
 from finetune_api.run_config import RunConfig
-from finetune_api.status import Activity
 from finetune_trainer import logs
 from finetune_trainer.checkpoint.history import History
 from finetune_trainer.checkpoint.manifest import RunState
 from finetune_trainer.checkpoint.saving import Checkpoints
-from finetune_trainer.errors import StoppedError
+from finetune_trainer.errors import DivergedError, StoppedError
+from finetune_trainer.health import LossWatch
 from finetune_trainer.loop import Step
 from finetune_trainer.ranks import Gang
 from finetune_trainer.stopping import StopRequest
+from finetune_trainer.watch import Doing
 
 
 class Watcher(Protocol):
     """Who is told how far the run is."""
 
-    def doing(self, activity: Activity) -> None:
+    def doing(self, activity: Doing) -> None:
         """What comes next on this process."""
 
     def after_step(self, step: Step) -> None:
-        """A step was done. May raise `DivergedError`, if it does so on all processes."""
+        """A step was done."""
 
 
 class Course:
@@ -59,6 +60,7 @@ class Course:
         self.stopped_early = False
         self._run, self._gang, self._checkpoints, self._request = run, gang, checkpoints, stop
         self._watch, self._evaluate, self._monotonic = watch, evaluate, monotonic
+        self._losses = LossWatch(state.losses)
         self._stop, self._due = False, False
         self._saved_at = monotonic()
 
@@ -70,11 +72,24 @@ class Course:
         return self._request.asked, self._monotonic() - self._saved_at >= 60 * minutes
 
     def after_step(self, step: Step, stop: bool, save: bool) -> None:
-        """Take note of a step; raises what went wrong with the last checkpoint."""
+        """Take note of a step; raises what went wrong with the last checkpoint.
+
+        Raises:
+            DivergedError: the run has; on every process alike.
+        """
+        broken = self._losses.see(
+            step.step, step.total_steps, step.loss, step.grad_norm, step.learning_rate
+        )
+        if broken is not None:
+            raise DivergedError(broken)
         self._stop |= stop
         self._due |= save
         self.state = self.state.model_copy(
-            update={"loss": step.loss, "seconds": self.state.seconds + step.seconds}
+            update={
+                "loss": step.loss,
+                "seconds": self.state.seconds + step.seconds,
+                "losses": self._losses.state(),
+            }
         )
         self._watch.after_step(step)
         self._checkpoints.check()
@@ -96,7 +111,8 @@ class Course:
             self._checkpoints.settle()
             raise StoppedError(f"asked to stop (SIGTERM); checkpoint of step {done} is saved")
         better = self._evaluates_at(done) and self.evaluate(done)
-        if better or self._due or self._saves_at(done):
+        # While the loss is suspect a checkpoint would be none to go back to: it comes later.
+        if self._losses.healthy and (better or self._due or self._saves_at(done)):
             self._watch.doing("Checkpointing")
             self._checkpoints.save(done, self.state)
             self._due, self._saved_at = False, self._monotonic()

@@ -16,8 +16,10 @@ from transformers.utils import logging as transformers_logging
 
 from finetune_api.run_config import WORK_MODEL, RunConfig
 from finetune_trainer.errors import ConfigurationError, ModelError
-from finetune_trainer.lora import add_adapter
+from finetune_trainer.lora import add_adapter, quantization
 from finetune_trainer.losses import SummedLoss
+from finetune_trainer.objectives import objective_of
+from finetune_trainer.objectives.base import Objective
 from finetune_trainer.ranks import Gang
 from finetune_trainer.zero import deepspeed_config
 
@@ -27,7 +29,7 @@ class Engine:
     """What is trained, and with what."""
 
     deepspeed: Any
-    """The DeepSpeed engine around a `SummedLoss`."""
+    """The DeepSpeed engine around the module of the objective."""
 
     model: Any
     """The model of transformers, or of peft around it."""
@@ -37,6 +39,9 @@ class Engine:
 
     flat: bool
     """Attention wants all sequences in one row, see `batches.micro_batch`."""
+
+    objective: Objective[Any]
+    """How batches are made, and what their loss is."""
 
     keep_alive: HfDeepSpeedConfig | None
     """transformers shards while loading only as long as this object lives (ZeRO-3)."""
@@ -63,8 +68,9 @@ def build(run: RunConfig, gang: Gang) -> Engine:
         base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model = add_adapter(base, run, run.lora) if run.lora else base
     optimizer = _optimizer(model, run)
+    objective = objective_of(run)
     wrapped, *_ = deepspeed.initialize(
-        model=SummedLoss(model, base),
+        model=objective.module(model, base),
         optimizer=optimizer,
         model_parameters=[p for p in model.parameters() if p.requires_grad],
         config=config,
@@ -72,8 +78,8 @@ def build(run: RunConfig, gang: Gang) -> Engine:
     )
     torch.manual_seed(run.training.seed + gang.rank)  # dropout: different on every process
     flat = base.config._attn_implementation == "flash_attention_2"
-    engine = Engine(wrapped, model, optimizer, flat, keep_alive)
-    if run.training.packing:
+    engine = Engine(wrapped, model, optimizer, flat, objective, keep_alive)
+    if run.training.packing and objective.packs:
         check_separation(wrapped.module, gang.device)
     return engine
 
@@ -88,6 +94,11 @@ def _load(run: RunConfig, gang: Gang, sharded: bool) -> Any:
             options["attn_implementation"] = "flash_attention_2"
         if not sharded:  # straight to the GPU: no copy of the model in memory for every process
             options["device_map"] = {"": gang.device}
+    if run.tuning == "QLoRA":
+        options |= {
+            "quantization_config": quantization(options["dtype"]),
+            "device_map": {"": gang.device},
+        }
     path = Path(run.work_dir) / WORK_MODEL
     try:
         model = AutoModelForCausalLM.from_pretrained(

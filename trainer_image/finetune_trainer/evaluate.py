@@ -4,26 +4,34 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 
-from finetune_trainer.batches import IGNORED, Sequences, evaluation_batches
+from finetune_trainer.batches import evaluation_parts
 from finetune_trainer.engine import Engine
 from finetune_trainer.errors import DivergedError
 from finetune_trainer.losses import tensors
 from finetune_trainer.ranks import Gang
 
 
+def evaluate(engine: Engine, data: Any, gang: Gang, micro: int) -> float:
+    """The mean loss over `data` (see `measure`), the same on every process."""
+    return measure(engine, data, gang, micro)[0]
+
+
 @torch.no_grad()
-def evaluate(
+def measure(
     engine: Engine,
-    data: Sequences,
+    data: Any,
     gang: Gang,
     micro: int,
     alive: Callable[[], None] = lambda: None,
-) -> float:
-    """The mean loss in nats over all learned tokens of `data`, the same on every process.
+) -> tuple[float, dict[str, float]]:
+    """The mean loss over `data` and more numbers of the objective, the same on every process.
+
+    The loss is that of the objective: in nats per learned token, or per preference.
 
     Args:
         alive: Called after every batch, for the watchdog.
@@ -31,17 +39,24 @@ def evaluate(
     Raises:
         DivergedError: it is not a finite number.
     """
+    objective, items = engine.objective, np.arange(len(data))
+    parts = evaluation_parts(len(data), gang.rank, gang.world_size, micro)
     engine.deepspeed.eval()
-    summed = torch.zeros(2, dtype=torch.float64, device=gang.device)
-    for batch in evaluation_batches(data, gang.rank, gang.world_size, micro, engine.flat):
-        summed[0] += engine.deepspeed(**tensors(batch, gang.device)).double()
-        summed[1] += int(np.count_nonzero(batch.targets != IGNORED))
+    constants = objective.constants(engine.deepspeed, data, items, parts, gang)
+    objective.taken(engine.deepspeed.module)  # nothing of before
+    summed = torch.zeros(1, dtype=torch.float64, device=gang.device)
+    for part in parts:
+        filler = part.size == 0
+        chosen = np.zeros(1, dtype=np.int64) if filler else part
+        batch = objective.batch(data, chosen, learned=not filler, flat=engine.flat)
+        summed += engine.deepspeed(**tensors(batch, gang.device), **constants).double()
         alive()
     engine.deepspeed.train()
-    loss, tokens = gang.sum(summed).tolist()
+    taken = objective.taken(engine.deepspeed.module).to(gang.device)
+    loss, *sums = gang.sum(torch.cat([summed, taken])).tolist()
     if not math.isfinite(loss):
         raise DivergedError(
             f"the loss on the held-out examples is {loss}; the weights are no longer usable: lower "
             "spec.training.learningRate"
         )
-    return float(loss / max(1.0, tokens))
+    return loss / objective.divisor(data, items), objective.metrics(sums)

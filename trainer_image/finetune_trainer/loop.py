@@ -7,7 +7,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from finetune_api.run_config import RunConfig
-from finetune_trainer.batches import Sequences, learned_tokens, micro_batch, share, step_rows
+from finetune_trainer.batches import share, step_rows
 from finetune_trainer.engine import Engine
-from finetune_trainer.errors import DivergedError
 from finetune_trainer.losses import tensors
 from finetune_trainer.ranks import Gang
 from finetune_trainer.report import duration
@@ -40,13 +39,15 @@ class Step:
     epoch: float
     """Passes over the data so far."""
     loss: float
-    """Mean over all learned tokens of the global batch, in nats."""
+    """Mean over the global batch: over its learned tokens in nats, or over its preferences."""
     learning_rate: float
     grad_norm: float
     """Global norm before clipping."""
     seconds: float
     tokens_per_second: float
     """Over all processes; padding not counted."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """More numbers of the objective, by their names in the log."""
 
 
 class Course(Protocol):
@@ -59,7 +60,7 @@ class Course(Protocol):
         """
 
     def after_step(self, step: Step, stop: bool, save: bool) -> None:
-        """A step is known to be sound; `stop`, `save`: some process wished it."""
+        """A step's numbers are known; `stop`, `save`: some process wished it."""
 
     def pauses_at(self, done: int) -> bool:
         """Whether there is something to do after so many steps."""
@@ -73,7 +74,8 @@ class Task:
     """What all steps have in common."""
 
     engine: Engine
-    data: Sequences
+    data: Any
+    """What the objective has opened; its length is what a batch and an epoch count."""
     run: RunConfig
     gang: Gang
     total_steps: int
@@ -99,8 +101,8 @@ class _Launched:
     number: int
     """Counted from 0."""
     numbers: Tensor
-    """On the host, [4]: summed loss of all processes, how many wish to stop, and to save, and the
-    norm of the gradient."""
+    """On the host: summed loss of all processes, how many wish to stop, and to save, the norm of
+    the gradient, and the objective's sums."""
     arrived: Any
     """A CUDA event; None: they are there."""
 
@@ -111,8 +113,7 @@ def train_steps(task: Task, first: int, course: Course) -> None:
     On a GPU a step's loss is read when the next step has been launched: the GPU never waits for
     the host. Before a pause, and at the end, everything that was launched is read.
 
-    Raises:
-        DivergedError: on every process alike, if the loss or the gradient is not finite.
+    What `course` raises (`DivergedError`, `StoppedError`) it raises on every process alike.
     """
     lag = 1 if task.gang.device.type == "cuda" else 0
     launched: deque[_Launched] = deque()
@@ -143,39 +144,42 @@ def _launch(task: Task, number: int, wishes: tuple[bool, bool]) -> _Launched:
     task.engine.set_learning_rate(task.rate(number))
     seed_step(training.seed, number, gang.rank)
     rows = step_rows(number, training.global_batch_size, len(task.data), training.seed)
-    told = torch.tensor([0.0, *wishes], dtype=torch.float64).to(gang.device, non_blocking=True)
-    told[0] = _step(task, rows)
-    gang.sum(told)
+    summed, taken = _step(task, rows)
+    told = torch.tensor(wishes, dtype=torch.float64).to(gang.device, non_blocking=True)
+    numbers = gang.sum(torch.cat((summed, told, taken)))
     norm = task.engine.deepspeed.get_global_grad_norm()
     norm = torch.as_tensor(norm, dtype=torch.float64, device=gang.device)
-    numbers = torch.cat((told, norm.reshape(1)))
+    numbers = torch.cat((numbers[:3], norm.reshape(1), numbers[3:]))
     if gang.device.type != "cuda":
         return _Launched(number, numbers, None)
-    host = torch.empty(4, dtype=torch.float64, pin_memory=True)
+    host = torch.empty(len(numbers), dtype=torch.float64, pin_memory=True)
     host.copy_(numbers, non_blocking=True)
     arrived = torch.cuda.Event()
     arrived.record()
     return _Launched(number, host, arrived)
 
 
-def _step(task: Task, rows: Any) -> Tensor:
-    """One optimizer step; returns this process's part of `world_size` x the mean loss.
+def _step(task: Task, rows: Any) -> tuple[Tensor, Tensor]:
+    """One optimizer step; returns this process's part of `world_size` x the mean loss, [1], and
+    of the objective's sums.
 
-    Every token counts the same, wherever it is: a mean of the micro-batches' means would give
-    those of short answers more weight. All processes know the whole batch, so they know the number
-    of its tokens beforehand. DeepSpeed averages gradients over processes, hence `world_size`, and
-    is told not to divide by the accumulation steps.
+    Every token (or preference) counts the same, wherever it is: a mean of the micro-batches' means
+    would give those of short answers more weight. All processes know the whole batch, so they know
+    the number of its tokens beforehand. DeepSpeed averages gradients over processes, hence
+    `world_size`, and is told not to divide by the accumulation steps.
     """
-    engine, gang = task.engine, task.gang
-    weight = gang.world_size / max(1, learned_tokens(task.data, rows))
-    summed = torch.zeros((), dtype=torch.float64, device=gang.device)
-    for part in share(rows, gang.rank, gang.world_size, task.run.training.micro_batch_size):
-        batch = micro_batch(task.data, part, flat=engine.flat)
-        loss = engine.deepspeed(**tensors(batch, gang.device)) * weight
+    engine, gang, objective = task.engine, task.gang, task.engine.objective
+    parts = share(rows, gang.rank, gang.world_size, task.run.training.micro_batch_size)
+    constants = objective.constants(engine.deepspeed, task.data, rows, parts, gang)
+    weight = gang.world_size / objective.divisor(task.data, rows)
+    summed = torch.zeros(1, dtype=torch.float64, device=gang.device)
+    for part in parts:
+        batch = objective.batch(task.data, part, flat=engine.flat)
+        loss = engine.deepspeed(**tensors(batch, gang.device), **constants) * weight
         engine.deepspeed.backward(loss, scale_wrt_gas=False)
         engine.deepspeed.step()  # changes weights after the last micro-batch only
         summed += loss.detach().double()
-    return summed
+    return summed, objective.taken(engine.deepspeed.module).to(gang.device)
 
 
 def _read(task: Task, launched: _Launched, began: float) -> tuple[Step, bool, bool]:
@@ -186,27 +190,16 @@ def _read(task: Task, launched: _Launched, began: float) -> tuple[Step, bool, bo
     """
     if launched.arrived is not None:
         launched.arrived.synchronize()
-    summed, stop, save, grad_norm = launched.numbers.tolist()
+    summed, stop, save, grad_norm, *sums = launched.numbers.tolist()
     loss, done = summed / task.gang.world_size, launched.number + 1
     rate = task.rate(launched.number)
-    _check_finite(done, task.total_steps, loss, grad_norm, rate)
     seconds = time.perf_counter() - began
     batch = task.run.training.global_batch_size
     speed = batch * task.tokens_per_sequence / seconds
     epoch = done * batch / len(task.data)
-    step = Step(done, task.total_steps, epoch, loss, rate, grad_norm, seconds, speed)
+    metrics = task.engine.objective.metrics(sums)
+    step = Step(done, task.total_steps, epoch, loss, rate, grad_norm, seconds, speed, metrics)
     return step, stop > 0, save > 0
-
-
-def _check_finite(step: int, total_steps: int, loss: float, grad_norm: float, rate: float) -> None:
-    if math.isfinite(loss) and math.isfinite(grad_norm):
-        return
-    what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient is {grad_norm}"
-    raise DivergedError(
-        f"training diverged at step {step} of {total_steps}: {what} at learning rate {rate:.3g}; "
-        "lower spec.training.learningRate, raise spec.training.warmupFraction, or look for broken "
-        "examples in the data"
-    )
 
 
 class LossLog:
@@ -241,6 +234,7 @@ class LossLog:
                 "learningRate": step.learning_rate,
                 "gradNorm": step.grad_norm,
                 "tokensPerSecond": step.tokens_per_second,
+                **step.metrics,
             }
         )
         self._say(
@@ -249,14 +243,24 @@ class LossLog:
             f"{step.tokens_per_second:.0f} tok/s  eta {duration(eta_seconds)}"
         )
 
-    def evaluation(self, step: int, loss: float) -> None:
-        """Log the loss on the held-out examples after `step` steps."""
-        self._write({"step": step, "evalLoss": loss})
-        self._say(f"step {step}  held-out loss {loss:.3f}")
+    def evaluation(self, step: int, loss: float, metrics: dict[str, float] | None = None) -> None:
+        """Log the loss on the held-out examples after `step` steps, and more numbers of it."""
+        more = {f"eval/{name}": value for name, value in (metrics or {}).items()}
+        self._write({"step": step, "evalLoss": loss, **more})
+        self._say(f"step {step}  held-out loss {loss:.3f}  perplexity {_perplexity(loss):.4g}")
+
+    def retention(self, step: int, loss: float) -> None:
+        """Log the loss on the retention set after `step` steps."""
+        self._write({"step": step, "retentionLoss": loss})
+        self._say(f"step {step}  retention loss {loss:.3f}  perplexity {_perplexity(loss):.4g}")
 
     def _write(self, line: dict[str, Any]) -> None:
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+
+
+def _perplexity(loss: float) -> float:
+    return math.exp(min(loss, 700.0))
 
 
 def _lines_until(path: Path, step: int) -> Iterator[str]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from torch import nn
+import sys
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
 from finetune_api.run_config import LoraConfig, RunConfig
 from finetune_trainer.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def add_adapter(model: Any, run: RunConfig, lora: LoraConfig) -> Any:
@@ -19,14 +22,16 @@ def add_adapter(model: Any, run: RunConfig, lora: LoraConfig) -> Any:
     Raises:
         ConfigurationError: no layer has one of the wanted names.
     """
-    import peft
-
+    peft = import_peft(quantized=run.tuning == "QLoRA")
     whole = lora.target_modules == ["all-linear"]
     config = peft.LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules="all-linear" if whole else list(lora.target_modules),
+        use_rslora=lora.use_rslora,
+        use_dora=lora.use_dora,
+        modules_to_save=lora.modules_to_save or None,
         task_type="CAUSAL_LM",
     )
     try:
@@ -43,6 +48,72 @@ def add_adapter(model: Any, run: RunConfig, lora: LoraConfig) -> Any:
     return adapted
 
 
+def import_peft(quantized: bool = False) -> Any:
+    """The module peft, without bitsandbytes where nothing is quantized.
+
+    Peft imports bitsandbytes wherever it is installed, which takes 2 to 3 s of every start.
+    """
+    if not quantized:
+        sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]
+    import peft
+
+    return peft
+
+
+def quantization(dtype: Any) -> Any:
+    """How QLoRA loads the base model: NF4 with quantized scales, computing in `dtype`.
+
+    The output head and the norms stay as they are; the adapter has the type `dtype` too.
+    """
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+def check_tuning(run: RunConfig) -> None:
+    """Refuse settings that cannot work here, before anything is fetched.
+
+    Raises:
+        ConfigurationError: QLoRA without what it needs.
+    """
+    if run.tuning != "QLoRA":
+        return
+    other = "use spec.method.tuning: LoRA"
+    if run.zero_stage == 3:
+        raise ConfigurationError(
+            "spec.method.tuning: QLoRA keeps base weights of 4 bits, which ZeRO-3 cannot shard; "
+            f"set spec.zero.stage to 1 or 2, or {other}"
+        )
+    if find_spec("bitsandbytes") is None:
+        raise ConfigurationError(
+            "spec.method.tuning: QLoRA needs bitsandbytes, which is not in this image; set "
+            f"spec.image of the profile to the trainer image of this release, or {other}"
+        )
+    if run.accelerator == "CPU" and (problem := _problem_on_cpu()):
+        raise ConfigurationError(
+            f"spec.method.tuning: QLoRA does not run on this CPU ({problem}); choose a profile "
+            f"with GPUs, or {other}"
+        )
+
+
+def _problem_on_cpu() -> str | None:
+    """What bitsandbytes says to four bits on this CPU; None: it can do it."""
+    import torch
+
+    try:
+        from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+        dequantize_4bit(*quantize_4bit(torch.ones(64, 64), quant_type="nf4"))
+    except Exception as exc:  # whatever a library built for other hardware trips over
+        return (str(exc).strip().splitlines() or [type(exc).__name__])[0]
+    return None
+
+
 def base_model(run: RunConfig) -> tuple[str, str | None]:
     """Name and revision of the base model for whoever loads the adapter: not a path of this pod."""
     if run.model.uri.startswith("hf://"):
@@ -52,6 +123,8 @@ def base_model(run: RunConfig) -> tuple[str, str | None]:
 
 def linear_layers(model: nn.Module) -> list[str]:
     """The names of linear layers, each once, without their place in the model."""
+    from torch import nn
+
     return sorted(
         {name.rsplit(".", 1)[-1] for name, m in model.named_modules() if isinstance(m, nn.Linear)}
     )

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import fields
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
-from finetune_trainer.batches import IGNORED, MicroBatch
+from finetune_trainer.batches import IGNORED
 
 CHUNK = 2048
 """Positions whose logits are turned into 32 bit at a time."""
@@ -53,11 +55,13 @@ class SummedLoss(nn.Module):
         return torch.stack(parts).sum()
 
 
-def tensors(batch: MicroBatch, device: torch.device) -> dict[str, Tensor]:
-    """The arguments of `SummedLoss.forward`."""
+def tensors(batch: Any, device: torch.device) -> dict[str, Tensor]:
+    """The arrays of a batch as arguments of a forward pass, by name; what is None is left out."""
+    arrays = ((field.name, getattr(batch, field.name)) for field in fields(batch))
     return {
-        name: torch.from_numpy(getattr(batch, name)).to(device, non_blocking=True)
-        for name in ("input_ids", "position_ids", "keep", "targets")
+        name: torch.from_numpy(array).to(device, non_blocking=True)
+        for name, array in arrays
+        if array is not None
     }
 
 

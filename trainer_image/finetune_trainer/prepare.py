@@ -19,13 +19,17 @@ from pydantic import ValidationError
 from finetune_api.outcome import Outcome, PrepareFacts
 from finetune_api.run_config import WORK_DATA, WORK_MODEL, WORK_PREPARE_FACTS, RunConfig
 from finetune_trainer.data.build import Built, build, check, efficiency
+from finetune_trainer.data.build_pairs import build_pairs, check_pairs
+from finetune_trainer.data.formats import PREFERENCES
 from finetune_trainer.data.retention import build_retention
 from finetune_trainer.data.store import META, DataMeta
 from finetune_trainer.fit import fit
 from finetune_trainer.logs import say, warn
+from finetune_trainer.lora import check_tuning
 from finetune_trainer.model.base import load_tokenizer, prepare_model
 from finetune_trainer.model.check import ModelInfo, check_length
 from finetune_trainer.model.fit import check_lora
+from finetune_trainer.objectives import needs_reference
 from finetune_trainer.outcome_file import load_run, stage
 from finetune_trainer.run_check import check_directories, check_run
 from finetune_trainer.sources import FetchedData, FetchedModel, fetch_data, fetch_model
@@ -46,8 +50,21 @@ def prepare(run: RunConfig) -> PrepareFacts:
         return done
     started = time.monotonic()
     _clear(work)
+    check_tuning(run)
+    facts = _fill(run, work)
+    _commit(work / WORK_PREPARE_FACTS, facts.model_dump_json(by_alias=True, indent=2))
+    say(f"prepared {facts.total_steps} steps in {time.monotonic() - started:.1f} s")
+    return facts
+
+
+def _fill(run: RunConfig, work: Path) -> PrepareFacts:
+    """Data first, as far as they can be checked without the model: it is the larger one."""
     data = fetch_data(run.dataset)
-    check(data.files, run.dataset_format)
+    paired = run.objective in PREFERENCES
+    if paired:
+        check_pairs(run, data.files)
+    else:
+        check(data.files, run.dataset_format, run.objective)
     wanted = run.evaluation.retention
     general = fetch_data(wanted, "retention") if wanted else None
     model = fetch_model(run.model, run.allow_remote_code)
@@ -57,18 +74,23 @@ def prepare(run: RunConfig) -> PrepareFacts:
         check_lora(info.skeleton, run.lora)
     fitted = fit(run, info.shape)
     tokenizer = load_tokenizer(work / WORK_MODEL, run.model.uri, run.allow_remote_code)
-    built = build(run, data.files, tokenizer, info.vocabulary_size, work / WORK_DATA, run_hash(run))
-    facts = _facts(run, info, model, data, built).model_copy(
-        update={"resolved": fitted.resolved, "estimate": fitted.estimate}
-    )
+    make, place = build_pairs if paired else build, work / WORK_DATA
+    built = make(run, data.files, tokenizer, info.vocabulary_size, place, run_hash(run))
+    kept = 0
     if general is not None:
-        kept = build_retention(
-            run, general.files, tokenizer, info.vocabulary_size, work / WORK_DATA
-        )
-        facts = facts.model_copy(update={"retention_examples": kept.examples})
-    _commit(work / WORK_PREPARE_FACTS, facts.model_dump_json(by_alias=True, indent=2))
-    say(f"prepared {facts.total_steps} steps in {time.monotonic() - started:.1f} s")
-    return facts
+        size = info.vocabulary_size
+        kept = build_retention(run, general.files, tokenizer, size, place).examples
+    if needs_reference(run):
+        from finetune_trainer.objectives.reference import write_reference
+
+        write_reference(run)
+    return _facts(run, info, model, data, built).model_copy(
+        update={
+            "resolved": fitted.resolved,
+            "estimate": fitted.estimate,
+            "retention_examples": kept,
+        }
+    )
 
 
 def total_steps(run: RunConfig, sequences: int) -> int:

@@ -12,9 +12,8 @@ import sys
 import time
 import traceback
 import warnings
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
@@ -22,8 +21,10 @@ from finetune_api.outcome import Outcome, PrepareFacts, TrainFacts
 from finetune_api.run_config import (
     WORK_DATA,
     WORK_LOSSES,
+    WORK_MODEL,
     WORK_PREPARE_FACTS,
     WORK_RESULT,
+    WORK_RETENTION,
     WORK_TRAIN_FACTS,
     RunConfig,
 )
@@ -37,16 +38,17 @@ from finetune_trainer.outcome_file import (
     load_run,
     write_outcome,
 )
-from finetune_trainer.report import Estimate, NullReporter, Reporter, reporter_from
+from finetune_trainer.report import NullReporter, reporter_from
 from finetune_trainer.stopping import StopRequest
+from finetune_trainer.watch import Measures, Watch
+from finetune_trainer.watchdog import Watchdog
 
 if TYPE_CHECKING:
-    from finetune_api.status import Activity
-    from finetune_trainer.batches import Sequences
+    from finetune_trainer.checkpoint.history import History
     from finetune_trainer.checkpoint.manifest import Manifest
     from finetune_trainer.course import Course
     from finetune_trainer.engine import Engine
-    from finetune_trainer.loop import LossLog, Step, Task
+    from finetune_trainer.loop import Task
     from finetune_trainer.ranks import Gang
 
 ENV_OUTCOME_DIRECTORY = "FINETUNE_OUTCOME_DIRECTORY"
@@ -54,46 +56,6 @@ ENV_OUTCOME_DIRECTORY = "FINETUNE_OUTCOME_DIRECTORY"
 
 TRAINED_RUN = "train.run"
 """In the work directory: hash of the `run.json` that `result` and `train.json` belong to."""
-
-
-@dataclass
-class Watch:
-    """Follows a run on one process: for the log, the reporter, the facts and a failure's step."""
-
-    reporter: Reporter
-    estimate: Estimate = field(default_factory=Estimate)
-    log: LossLog | None = None
-    """What rank 0 says; what the others keep to themselves."""
-    step: int | None = None
-    """Optimizer steps done, those of earlier attempts included."""
-
-    def doing(self, activity: Activity) -> None:
-        """What comes next on this process: every change passes through here."""
-        self.reporter.update(activity=activity)
-
-    def after_step(self, step: Step) -> None:
-        """Take note of an optimizer step."""
-        self.step = step.step
-        self.estimate.add(step.seconds)
-        eta = self.estimate.remaining(step.total_steps - step.step)
-        self.reporter.update(
-            step=step.step,
-            epoch=step.epoch,
-            eta_seconds=eta,
-            loss=step.loss,
-            learning_rate=step.learning_rate,
-            grad_norm=step.grad_norm,
-            tokens_per_second=step.tokens_per_second,
-        )
-        if self.log:
-            self.log.step(step, eta)
-
-    def after_evaluation(self, loss: float, seconds: float) -> None:
-        """Take note of the loss on the held-out examples."""
-        self.estimate.evaluation_seconds = seconds
-        self.reporter.update(eval_loss=loss)
-        if self.log:
-            self.log.evaluation(self.step or 0, loss)
 
 
 def _append(path: Path, line: str) -> None:
@@ -108,61 +70,92 @@ def train(run: RunConfig, gang: Gang, watch: Watch, stop: StopRequest | None = N
         The facts, the same on every process but for its own clock.
     """
     # torch and its friends take 10 s to import: the first report is out before that.
-    from finetune_trainer.batches import Sequences
     from finetune_trainer.checkpoint.history import History
     from finetune_trainer.checkpoint.manifest import RunState
     from finetune_trainer.course import Course, finish
-    from finetune_trainer.engine import build
     from finetune_trainer.loop import Task, train_steps
     from finetune_trainer.plain import leave_verification
-    from finetune_trainer.result import save
 
     stop = stop or StopRequest()
-    work = Path(run.work_dir)
-    prepared = _prepared(work)
+    work, prepared = Path(run.work_dir), prepared_facts(run)
     asked, run = run, resolved_run(run, prepared)
-    data = Sequences.open(work / WORK_DATA / "train")
-    held_out = Sequences.open(work / WORK_DATA / "eval") if prepared.eval_examples else None
     watch.reporter.update(total_steps=prepared.total_steps)
     if gang.is_lead:
         (work / WORK_TRAIN_FACTS).unlink(missing_ok=True)  # of an earlier run
-    began = time.monotonic()
-    engine = build(run, gang)
-    if run.lora is None:  # writing a whole model takes about as long as reading it did
-        watch.estimate.saving_seconds = time.monotonic() - began
+    watch.doing("Loading", _size(work / WORK_MODEL))
+    data, measures = _load(run, gang, watch, prepared)
+    engine = measures.engine
     history = History(engine, run, gang, prepared)
     resumed = history.resume()
-    first, state = (resumed.step, resumed.state) if resumed else (0, RunState())
+    first = resumed.step if resumed else 0
     _open_log(watch, work, gang, prepared.total_steps, first)
-
-    def measure() -> float | None:
-        return _measure(engine, held_out, run, gang, watch)
-
-    if resumed is None:
-        state = RunState(eval_loss_before=measure())
+    state = (
+        resumed.state
+        if resumed
+        else RunState(
+            eval_loss_before=measures.held_out_loss(),
+            retention_loss_before=measures.retention_loss(),
+        )
+    )
     task = Task(engine, data, run, gang, prepared.total_steps, prepared.tokens / len(data))
-    course = Course(run, gang, history.checkpoints, stop, state, watch, measure)
+    evaluate = measures.held_out_loss
+    course = Course(run, gang, history.checkpoints, stop, state, watch, evaluate)
     stop.at_once = False
     watch.doing("Training")
     try:
         train_steps(task, first, course)
         best_step = finish(course, history, watch.step or first)
-        watch.reporter.update(activity="Saving", eta_seconds=watch.estimate.saving_seconds)
-        save(engine, run, gang)
-        leave_verification(engine, run, gang, prepared.parameters)
     except DivergedError as exc:
-        watch.doing("Saving")
-        step = history.go_back()
-        if step is None:
-            raise
-        save(engine, run, gang)
-        raise DivergedError(f"{exc}; the checkpoint of step {step} is left as the result") from exc
+        raise _rolled_back(exc, history, engine, run, gang, watch) from exc
+    after = measures.retention_loss()
+    _save(engine, run, gang, watch)
+    leave_verification(engine, run, gang, prepared.parameters)
     facts = _facts(course, task, watch.step or first, best_step, resumed)
     if gang.is_lead:
-        _leave(work, asked, facts)
+        _leave(work, asked, facts.model_copy(update={"retention_loss_after": after}))
     gang.barrier()  # nobody says "done" before it is true
     engine.deepspeed.destroy()
-    return facts
+    return facts.model_copy(update={"retention_loss_after": after})
+
+
+def _load(run: RunConfig, gang: Gang, watch: Watch, prepared: PrepareFacts) -> tuple[Any, Measures]:
+    """What is learned from; the engine, and what it is measured on."""
+    from finetune_trainer.batches import Sequences
+    from finetune_trainer.engine import build
+    from finetune_trainer.objectives import objective_of
+
+    objective, place = objective_of(run), Path(run.work_dir) / WORK_DATA
+    data = objective.open(place / "train")
+    held_out = objective.open(place / "eval") if prepared.eval_examples else None
+    general = Sequences.open(place / WORK_RETENTION) if prepared.retention_examples else None
+    began = time.monotonic()
+    engine = build(run, gang)
+    if run.lora is None:  # writing a whole model takes about as long as reading it did
+        watch.estimate.saving_seconds = time.monotonic() - began
+    return data, Measures(engine, run, gang, watch, held_out, general)
+
+
+def _save(engine: Engine, run: RunConfig, gang: Gang, watch: Watch) -> None:
+    from finetune_trainer.result import save
+
+    watch.doing("Saving", _size(Path(run.work_dir) / WORK_MODEL))
+    watch.reporter.update(eta_seconds=watch.estimate.saving_seconds)
+    save(engine, run, gang)
+
+
+def _rolled_back(
+    exc: DivergedError, history: History, engine: Engine, run: RunConfig, gang: Gang, watch: Watch
+) -> DivergedError:
+    """Leave the last good checkpoint as the result, where there is one; what to raise."""
+    step = history.go_back()
+    if step is None:
+        return exc
+    _save(engine, run, gang, watch)
+    return DivergedError(f"{exc}; the checkpoint of step {step} is left as the result")
+
+
+def _size(directory: Path) -> int:
+    return sum(path.stat().st_size for path in directory.iterdir() if path.is_file())
 
 
 def _open_log(watch: Watch, work: Path, gang: Gang, total_steps: int, first: int) -> None:
@@ -178,21 +171,6 @@ def _open_log(watch: Watch, work: Path, gang: Gang, total_steps: int, first: int
     if first:
         watch.step = first
         watch.reporter.update(step=first)
-
-
-def _measure(
-    engine: Engine, held_out: Sequences | None, run: RunConfig, gang: Gang, watch: Watch
-) -> float | None:
-    """The loss on the held-out sequences, where there are any."""
-    from finetune_trainer.evaluate import evaluate
-
-    if held_out is None:
-        return None
-    watch.doing("Evaluating")
-    began = time.monotonic()
-    loss = evaluate(engine, held_out, gang, run.training.micro_batch_size)
-    watch.after_evaluation(loss, time.monotonic() - began)
-    return loss
 
 
 def _facts(
@@ -230,9 +208,11 @@ def finished(run: RunConfig) -> TrainFacts | None:
         return None
 
 
-def _prepared(work: Path) -> PrepareFacts:
+def prepared_facts(run: RunConfig) -> PrepareFacts:
+    """What prepare has left; raises InternalError."""
     try:
-        return PrepareFacts.model_validate_json((work / WORK_PREPARE_FACTS).read_bytes())
+        path = Path(run.work_dir) / WORK_PREPARE_FACTS
+        return PrepareFacts.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as exc:
         raise InternalError(f"what prepare leaves is missing or broken: {exc}") from exc
 
@@ -260,7 +240,7 @@ def main(argv: list[str]) -> int:
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     stop = StopRequest()
     stop.install()
-    watch = Watch(NullReporter())
+    watch = Watch(NullReporter(), Watchdog(rank, Path(directory) if directory else None).start())
     try:
         run = load_run(argv, "train")
         if rank == 0:
@@ -283,7 +263,8 @@ def _in_gang(run: RunConfig, watch: Watch, stop: StopRequest) -> TrainFacts:
     os.environ["DS_ACCELERATOR"] = run.accelerator.lower()  # before deepspeed is imported
     from finetune_trainer.ranks import classified, join
 
-    with classified(run):
+    prepared = prepared_facts(run)
+    with classified(resolved_run(run, prepared), prepared.estimate):
         return train(run, join(run), watch, stop)
 
 

@@ -13,6 +13,7 @@ from pydantic import Field, StringConstraints, ValidationError
 from finetune_api.base import ApiModel
 from finetune_api.outcome import PrepareFacts
 from finetune_api.run_config import RunConfig
+from finetune_trainer.health import WatchState
 
 MANIFEST = "manifest.json"
 COMMITTED = "COMMITTED"
@@ -60,6 +61,8 @@ class RunState(ApiModel):
     best_loss: float | None = None
     evaluations_without_gain: int = 0
     """Since `best_step`: for early stopping."""
+    losses: WatchState = WatchState()
+    """What the judgement of the next losses needs."""
 
 
 class Position(ApiModel):

@@ -7,18 +7,19 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
+from finetune_api.outcome import LengthBin
 from finetune_api.run_config import RunConfig
 from finetune_trainer.batches import WIDTH_MULTIPLE
 from finetune_trainer.data.collect import Collector, Tokenized
 from finetune_trainer.data.examples import Examples, LongExamples
-from finetune_trainer.data.formats import FormatName, detect, to_example
+from finetune_trainer.data.formats import FormatName, Objective, choose_format, to_example
 from finetune_trainer.data.masking import Array, Masker
 from finetune_trainer.data.packing import one_each, pack
-from finetune_trainer.data.records import Record, read_records
+from finetune_trainer.data.records import Record, read_first, read_records
 from finetune_trainer.data.samples import COUNT, one_line, render, write_samples
 from finetune_trainer.data.store import EVAL, META, TRAIN, DataMeta, SplitMeta, write_split
 from finetune_trainer.errors import ConfigurationError, ModelError
@@ -31,19 +32,42 @@ MANY_COPIES = 0.01
 """Share of examples that are copies of others from which on it is worth a warning."""
 
 
+class Counts(Protocol):
+    """What is told of the examples; see `collect.Tokenized`."""
+
+    @property
+    def format(self) -> FormatName:
+        """Format of the data."""
+
+    @property
+    def truncated(self) -> int:
+        """Examples that were cut."""
+
+    @property
+    def dropped(self) -> int:
+        """Examples left out."""
+
+    @property
+    def split(self) -> int:
+        """Examples that go on in another sequence."""
+
+    @property
+    def duplicates(self) -> int:
+        """Copies of other examples."""
+
+    @property
+    def lengths(self) -> list[LengthBin]:
+        """Histogram of the lengths before anything was cut."""
+
+
 @dataclass(frozen=True)
 class Built:
     """What was written."""
 
     meta: DataMeta
-    found: Tokenized
+    found: Counts
     train_examples: int
     eval_examples: int
-
-    @property
-    def format(self) -> FormatName:
-        """Format of the data."""
-        return self.found.format
 
 
 def build(
@@ -76,8 +100,9 @@ def build(
         length,
         run.long_examples,
         directory,
+        run.objective,
     )
-    _check_vocabulary(found.largest_id, vocabulary_size)
+    check_vocabulary(found.largest_id, vocabulary_size)
     total = int(found.examples.lengths.sum())
     say(
         f"tokenised {found.count} examples ({found.format}), {total} tokens, "
@@ -98,16 +123,16 @@ def build(
     return Built(meta, found, train_examples=len(train), eval_examples=len(held_out))
 
 
-def check(files: list[tuple[str, Path]], wanted: str) -> None:
+def check(files: list[tuple[str, Path]], wanted: str, objective: Objective = "SFT") -> None:
     """Read every example once, before anything expensive is done with the model.
 
     Raises:
         DataError: a file or an example is unusable; names the line.
+        ConfigurationError: the data do not fit the objective.
     """
-    stream = read_records(files)
-    first = next(stream)
-    name: FormatName = detect(first) if wanted == "Auto" else wanted  # type: ignore[assignment]
-    for record in chain([first], stream):
+    first, records = read_first(files)
+    name = choose_format(first, wanted, objective)
+    for record in records:
         to_example(record, name, chat=True)
 
 
@@ -118,6 +143,7 @@ def tokenize(
     length: int,
     long_examples: LongExamples = "Truncate",
     scratch: Path | None = None,
+    objective: Objective = "SFT",
 ) -> Tokenized:
     """Tokenise and mask every record, and see to those that are too long.
 
@@ -128,7 +154,7 @@ def tokenize(
     """
     stream = iter(records)
     first = next(stream)
-    name: FormatName = detect(first) if wanted == "Auto" else wanted  # type: ignore[assignment]
+    name = choose_format(first, wanted, objective)
     if name == "Chat" and not masker.has_template:
         raise ConfigurationError(
             "the dataset has format Chat, but the model's tokenizer has no chat template; use an "
@@ -156,7 +182,8 @@ def split(count: int, fraction: float, seed: int) -> tuple[Array, Array]:
 
 def efficiency(meta: DataMeta) -> float:
     """Real tokens per token computed, 0 to 1."""
-    return meta.train.tokens / (meta.train.sequences * meta.width)
+    rows = meta.train.sequences * meta.train.rows_per_sequence
+    return meta.train.tokens / (rows * meta.width)
 
 
 def _batches(records: Iterator[Record]) -> Iterator[list[Record]]:
@@ -196,7 +223,8 @@ def _write(
     )
 
 
-def _check_vocabulary(largest: int, vocabulary_size: int) -> None:
+def check_vocabulary(largest: int, vocabulary_size: int) -> None:
+    """Refuse a tokenizer whose tokens the model does not know; raises ModelError."""
     if largest >= vocabulary_size:
         raise ModelError(
             f"the tokenizer makes token {largest}, but the model knows only {vocabulary_size} "

@@ -1,4 +1,4 @@
-"""Tells the format of the data and turns each record into one of three plain shapes.
+"""Tells the format of the data and turns each record into one of a few plain shapes.
 
 A record that does not fit is refused with its place, what was found and what was expected: a
 dataset that is silently half ignored costs GPU hours and trust.
@@ -10,17 +10,27 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from finetune_trainer.data.records import Record
-from finetune_trainer.errors import DataError
+from finetune_trainer.errors import ConfigurationError, DataError
 
-FormatName = Literal["Chat", "Instruction", "Text"]
+FormatName = Literal["Chat", "Instruction", "Text", "Preference"]
+Objective = Literal["SFT", "CPT", "DPO", "KTO", "ORPO"]
+PREFERENCES = ("DPO", "KTO", "ORPO")
+"""Objectives that learn from data of format Preference (`data.preferences`)."""
 
 EXPECTED: dict[FormatName, str] = {
     "Chat": "messages (a list of {role, content}) or conversations (a list of {from, value})",
     "Instruction": "prompt and completion, or instruction, output and perhaps input",
     "Text": "text",
+    "Preference": "prompt, chosen and rejected (DPO, ORPO), or prompt, completion and label (KTO)",
 }
 """Columns of each format, for messages."""
 
+_OBJECTIVES: dict[FormatName, str] = {
+    "Chat": "SFT",
+    "Instruction": "SFT",
+    "Text": "CPT or SFT",
+    "Preference": "DPO, KTO or ORPO",
+}
 ROLES = ("system", "user", "assistant", "tool")
 _SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
 
@@ -47,9 +57,44 @@ class Completion:
 Example = Conversation | Completion
 
 
-def detect(record: Record) -> FormatName:
-    """The format of the data, from the columns of its first record; raises DataError."""
+def choose_format(first: Record, wanted: str, objective: Objective) -> FormatName:
+    """The format of the data, which must belong to the objective.
+
+    Args:
+        first: The first record.
+        wanted: `spec.dataset.format`.
+
+    Raises:
+        DataError: the columns are none of a known format.
+        ConfigurationError: the format and the objective do not belong together.
+    """
+    name: FormatName = detect(first, objective) if wanted == "Auto" else wanted  # type: ignore[assignment]
+    if objective in PREFERENCES:
+        fits, needs = name == "Preference", "Preference"
+    elif objective == "CPT":
+        fits, needs = name == "Text", "Text"
+    else:
+        fits, needs = name != "Preference", "Chat, Instruction or Text"
+    if fits:
+        return name
+    why = f"the dataset has {columns_of(first)} and so" if wanted == "Auto" else "the dataset has"
+    raise ConfigurationError(
+        f"{why} format {name}, but spec.method.objective: {objective} needs format {needs}; "
+        f"set spec.method.objective: {_OBJECTIVES[name]}, or use other data"
+    )
+
+
+def detect(record: Record, objective: Objective = "SFT") -> FormatName:
+    """The format of the data, from the columns of its first record; raises DataError.
+
+    A `label` beside the completion is a judgement where preferences are to be learned: data for
+    SFT may have a column of that name for reasons of their own.
+    """
     columns = set(record.value)
+    if {"chosen", "rejected"} <= columns:
+        return "Preference"
+    if objective in PREFERENCES and {"completion", "label"} <= columns:
+        return "Preference"
     if columns & {"messages", "conversations"}:
         return "Chat"
     if {"prompt", "completion"} <= columns or {"instruction", "output"} <= columns:
@@ -58,7 +103,7 @@ def detect(record: Record) -> FormatName:
         return "Text"
     expected = "; ".join(f"{name}: {text}" for name, text in EXPECTED.items())
     raise DataError(
-        f"{record.where} has {_columns(record)}, which is none of the known formats. "
+        f"{record.where} has {columns_of(record)}, which is none of the known formats. "
         f"Rename the columns to those of one format ({expected})"
     )
 
@@ -78,7 +123,7 @@ def to_example(record: Record, name: FormatName, chat: bool) -> Example:
     if name == "Text":
         if "text" not in record.value:
             raise _wrong_columns(record, name)
-        text = _string(record, "text")
+        text = read_string(record, "text")
         if not text.strip():
             raise DataError(f"{record.where}: `text` is empty; remove the example or fill it")
         return Completion(record.where, "", text)
@@ -97,14 +142,14 @@ def to_example(record: Record, name: FormatName, chat: bool) -> Example:
 def _instruction(record: Record, separate: bool) -> tuple[str, str]:
     value = record.value
     if {"prompt", "completion"} <= set(value):
-        return _string(record, "prompt"), _string(record, "completion")
+        return read_string(record, "prompt"), read_string(record, "completion")
     if not {"instruction", "output"} <= set(value):
         raise _wrong_columns(record, "Instruction")
-    prompt = _string(record, "instruction")
+    prompt = read_string(record, "instruction")
     if value.get("input"):
-        prompt = f"{prompt}\n\n{_string(record, 'input')}"
+        prompt = f"{prompt}\n\n{read_string(record, 'input')}"
     # Without a chat template nothing else would separate the question from the answer.
-    return (f"{prompt}\n\n" if separate else prompt), _string(record, "output")
+    return (f"{prompt}\n\n" if separate else prompt), read_string(record, "output")
 
 
 def _messages(record: Record) -> list[Message]:
@@ -119,12 +164,12 @@ def _messages(record: Record) -> list[Message]:
     if not isinstance(raw, list):
         raise DataError(
             f"{where}: `{column}` must be a list of {{{role_key}, {content_key}}}, "
-            f"found {_kind(raw)}"
+            f"found {kind_of(raw)}"
         )
     if not raw:
         raise DataError(f"{where}: `{column}` is empty; remove the example or fill it")
     messages = [
-        _message(item, f"{where}: {column}[{index}]", role_key, content_key)
+        read_message(item, f"{where}: {column}[{index}]", role_key, content_key)
         for index, item in enumerate(raw)
     ]
     if not any(message["role"] == "assistant" for message in messages):
@@ -135,9 +180,10 @@ def _messages(record: Record) -> list[Message]:
     return messages
 
 
-def _message(item: Any, where: str, role_key: str, content_key: str) -> Message:
+def read_message(item: Any, where: str, role_key: str, content_key: str) -> Message:
+    """One message; `where` names its place, the keys are those of the dataset's convention."""
     if not isinstance(item, dict) or role_key not in item or content_key not in item:
-        found = f"columns {', '.join(sorted(item))}" if isinstance(item, dict) else _kind(item)
+        found = f"columns {', '.join(sorted(item))}" if isinstance(item, dict) else kind_of(item)
         raise DataError(f"{where} must have `{role_key}` and `{content_key}`, found {found}")
     role, content = item[role_key], item[content_key]
     if role_key == "from" and isinstance(role, str):
@@ -149,17 +195,18 @@ def _message(item: Any, where: str, role_key: str, content_key: str) -> Message:
         )
     if not isinstance(content, str):
         raise DataError(
-            f"{where}: `{content_key}` must be a string, found {_kind(content)}; "
+            f"{where}: `{content_key}` must be a string, found {kind_of(content)}; "
             "only text can be learned"
         )
     return {"role": role, "content": _whole(content, where, content_key)}
 
 
-def _string(record: Record, column: str) -> str:
+def read_string(record: Record, column: str) -> str:
+    """A column that must hold a text; raises DataError."""
     value = record.value[column]
     if not isinstance(value, str):
         raise DataError(
-            f"{record.where}: `{column}` must be a string, found {_kind(value)}; write it as text, "
+            f"{record.where}: `{column}` must be a string, found {kind_of(value)}; write it as text, "
             "or remove the example"
         )
     return _whole(value, record.where, column)
@@ -177,7 +224,8 @@ def _whole(text: str, where: str, column: str) -> str:
     return text
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
+    """What a value of JSON is, for messages."""
     if value is None:
         return "nothing (null)"
     names: dict[type, str] = {str: "a string", list: "a list", dict: "an object", bool: "a boolean"}
@@ -185,13 +233,14 @@ def _kind(value: Any) -> str:
     return names.get(type(value), type(value).__name__)  # Parquet knows more types than JSON
 
 
-def _columns(record: Record) -> str:
+def columns_of(record: Record) -> str:
+    """The columns of a record, for messages."""
     names = sorted(str(name) for name in record.value)
     return f"the columns {', '.join(names)}" if names else "no columns"
 
 
 def _wrong_columns(record: Record, name: FormatName) -> DataError:
     return DataError(
-        f"{record.where} has {_columns(record)}, but format {name} needs {EXPECTED[name]}; "
+        f"{record.where} has {columns_of(record)}, but format {name} needs {EXPECTED[name]}; "
         "rename the columns, or set spec.dataset.format"
     )

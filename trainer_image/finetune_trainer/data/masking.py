@@ -115,7 +115,30 @@ class Masker:
         full = self._tokenizer("a")["input_ids"]
         return list(full[: full.index(plain[0])]) if plain and plain[0] in full else []
 
-    def _render(self, example: Conversation, messages: list[Message], **options: Any) -> Any:
+    def encode(self, texts: Sequence[str], lead: bool) -> list[Array]:
+        """Token ids of texts, int32 [length] each.
+
+        Args:
+            lead: Begin with what the tokenizer puts before a text; a chat template writes its own.
+        """
+        first = self._lead if lead else self._lead[:0]
+        encodings = self._plain.encode_batch(list(texts), add_special_tokens=False)
+        return [np.concatenate([first, np.array(e.ids, dtype=np.int32)]) for e in encodings]
+
+    @property
+    def end(self) -> str:
+        """The end-of-sequence token."""
+        return str(self._tokenizer.eos_token)
+
+    def render(self, where: str, messages: list[Message], ask: bool) -> str:
+        """A conversation as the chat template writes it; raises DataError if it cannot.
+
+        Args:
+            ask: End with what stands before an answer, as at inference.
+        """
+        return str(self._render(where, messages, add_generation_prompt=ask)[0][0])
+
+    def _render(self, where: str, messages: list[Message], **options: Any) -> Any:
         from jinja2 import TemplateError  # type: ignore[import-not-found,unused-ignore]
         from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -128,13 +151,15 @@ class Masker:
             )
         except (TemplateError, TypeError, ValueError) as exc:
             raise DataError(
-                f"{example.where}: the model's chat template refuses this conversation: {exc}; "
+                f"{where}: the model's chat template refuses this conversation: {exc}; "
                 "change the example"
             ) from exc
 
     def _render_marked(self, example: Conversation) -> tuple[str, list[Span]]:
         """Text and spans by the template's own markers."""
-        texts, spans = self._render(example, example.messages, return_assistant_tokens_mask=True)
+        texts, spans = self._render(
+            example.where, example.messages, return_assistant_tokens_mask=True
+        )
         text = texts[0]
         return text, [(start, self._with_end(text, end)) for start, end in spans[0]]
 
@@ -148,13 +173,13 @@ class Masker:
     def _render_prefixes(self, example: Conversation) -> tuple[str, list[Span]]:
         """Text and spans by rendering the conversation up to before and after each answer."""
         messages = example.messages
-        text: str = self._render(example, messages)[0][0]
+        text: str = self._render(example.where, messages)[0][0]
         spans = []
         for index, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
-            before = self._render(example, messages[:index], add_generation_prompt=True)[0][0]
-            after = self._render(example, messages[: index + 1])[0][0]
+            before = self._render(example.where, messages[:index], add_generation_prompt=True)[0][0]
+            after = self._render(example.where, messages[: index + 1])[0][0]
             if not (after.startswith(before) and text.startswith(after)):
                 raise DataError(
                     f"{example.where}: the model's chat template renders the conversation up to "

@@ -6,6 +6,7 @@ import codecs
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,13 @@ def read_records(files: list[tuple[str, Path]]) -> Iterator[Record]:
             yield record
         if not found:
             raise DataError(f"{name} contains no example; put at least one into it")
+
+
+def read_first(files: list[tuple[str, Path]]) -> tuple[Record, Iterator[Record]]:
+    """The first example, and all of them, as `read_records`."""
+    stream = read_records(files)
+    first = next(stream)
+    return first, chain([first], stream)
 
 
 def _reader(name: str, path: Path) -> Iterator[Record]:

@@ -38,6 +38,8 @@ class SplitMeta(ApiModel):
     tokens: int
     trained_tokens: int
     """Tokens whose prediction is learned."""
+    rows_per_sequence: int = 1
+    """2 for preferences: a sequence is then a pair (`data.pairs`)."""
 
 
 class DataMeta(ApiModel):
