@@ -183,15 +183,14 @@ def estimate(shape: ModelShape, setup: Setup, stack: Stack = OURS) -> Estimate:
     trained = trained_parameters(shape, setup.lora)
     weights, weights_host = _weights(shape, setup, trained)
     gradients, gradients_host = _gradients(setup, trained, stack)
+    passing, passing_host = _on_the_way(shape, setup, trained)
     optimizer = -(-trained // setup.ranks) * (stack.master + stack.moments)
-    offloaded = setup.offload != "None"
-    host = weights_host + gradients_host
-    if offloaded:
-        host += optimizer + _pinned(setup, trained)
-        optimizer = 0
+    host = weights_host + gradients_host + passing_host
+    if setup.offload != "None":
+        host, optimizer = host + optimizer, 0
     logits = _logits(shape, setup, stack)
     activations = _activations(shape, setup, logits)
-    passing = _communication(shape, setup, trained, stack)
+    passing += _communication(shape, setup, trained, stack)
     step = _step(setup, trained, stack)
     working = max(passing, step - activations - logits)
     buffers = working + _libraries(setup, stack)
@@ -229,18 +228,24 @@ def _weights(shape: ModelShape, setup: Setup, trained: int) -> tuple[int, int]:
 
 
 def _gradients(setup: Setup, trained: int, stack: Stack) -> tuple[int, int]:
-    """On the accelerator and in the node's memory."""
+    """On the accelerator and in the node's memory, where the optimizer reads them."""
     whole, part = stack.gradient * trained, stack.gradient * -(-trained // setup.ranks)
+    here = whole if setup.zero_stage == 1 else part
     if setup.offload == "None":
-        return (whole if setup.zero_stage == 1 else part), 0
-    if setup.zero_stage == 3:
+        return here, 0
+    if setup.zero_stage == 3:  # summed there, and copied for the step
         return 0, 2 * part
-    return (whole if setup.zero_stage == 1 else part), part
+    if setup.zero_stage == 2 and setup.precision == "FP32":  # summed there, too
+        return 0, 2 * part
+    return here, part
 
 
-def _pinned(setup: Setup, trained: int) -> int:
-    """ZeRO 1 and 2: the changed weights on their way back to the GPU."""
-    return 0 if setup.zero_stage == 3 else setup.number * -(-trained // setup.ranks)
+def _on_the_way(shape: ModelShape, setup: Setup, trained: int) -> tuple[int, int]:
+    """ZeRO 1 and 2 with offload: one gradient on its way to the node, changed weights from it."""
+    if setup.zero_stage == 3 or setup.offload == "None":
+        return 0, 0
+    largest = setup.number * min(shape.largest_module, trained)
+    return largest, largest + setup.number * -(-trained // setup.ranks)
 
 
 def _activations(shape: ModelShape, setup: Setup, logits: int) -> int:
@@ -326,8 +331,12 @@ def _libraries(setup: Setup, stack: Stack) -> int:
 
 
 def _step(setup: Setup, trained: int, stack: Stack) -> int:
-    """What the optimizer's step needs beside the states: a copy of the gradients in 32 bit."""
+    """What the optimizer's step needs beside the states: gradients in 32 bit, in one piece."""
+    part = -(-trained // setup.ranks)
     if setup.offload != "None":
         return 0
-    part = -(-trained // setup.ranks)
-    return 4 * min(part, stack.sub_group) if setup.zero_stage == 3 else 0
+    if setup.zero_stage == 3:
+        return 4 * min(part, stack.sub_group)
+    if setup.precision == "FP32":  # a copy, while the sum of ZeRO-1 shrinks to this process's part
+        return 4 * part if setup.zero_stage == 2 else max(0, 8 * part - 4 * trained)
+    return 0

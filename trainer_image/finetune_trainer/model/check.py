@@ -49,7 +49,7 @@ def inspect_model(directory: Path, uri: str) -> ModelInfo:
     if not names:
         raise ModelError(f"{uri}: the safetensors files contain no tensors; fetch the model anew")
     text = config.get_text_config()
-    shape = _shape(model, text)
+    shape = shape_of(model, text)
     return ModelInfo(
         architecture=type(model).__name__,
         parameters=shape.parameters,
@@ -175,7 +175,7 @@ def _skeleton(config: Any, uri: str) -> Any:
         ) from exc
 
 
-def _shape(model: Any, text: Any) -> ModelShape:
+def shape_of(model: Any, text: Any) -> ModelShape:
     """Sizes of a model for the estimate of its memory; `text` is its text configuration."""
     sizes = [p.numel() for p in model.parameters()]
     linears = _linears(model)
