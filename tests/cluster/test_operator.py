@@ -91,6 +91,8 @@ def test_a_job_goes_from_apply_to_succeeded(kube: Kube, operator: Operator, name
         "zeroStage": 1,
         "microBatchSize": 8,
         "gradientAccumulationSteps": 2,
+        "offload": "None",
+        "gradientCheckpointing": False,
         "totalSteps": 40,
         "modelRevision": "abc123",
         "parameters": 134_515_008,

@@ -251,7 +251,7 @@ def test_a_model_without_tokenizer_is_refused(model: Path) -> None:
     )
 
 
-def test_sequences_longer_than_the_model_knows_are_refused() -> None:
+def test_sequences_longer_than_the_model_knows_are_refused(model: Path) -> None:
     info = inspect_model(model, URI)
     check_length(info, 512)
     check_length(replace(info, longest_sequence=None), 10_000)

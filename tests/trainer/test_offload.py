@@ -5,6 +5,7 @@ DeepSpeed lost or miscounted such gradients more than once (its pull requests 79
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,9 @@ from training_builders import (
     run_config,
     write_work,
 )
+
+from finetune_api.outcome import PrepareFacts, ResolvedTraining
+from finetune_trainer.train import finished
 
 pytestmark = pytest.mark.trainer
 
@@ -40,6 +44,23 @@ def changes(tuning: str, stage: int, offload: str) -> dict[str, Any]:
     return shape | {"zero_stage": stage, "offload": offload} | TUNINGS[tuning]
 
 
+def as_prepare_decided(work: Path) -> Case:
+    """Asks for micro-batches of 8, more than a rank's share: only prepare's decision can train."""
+    write_work(work, TRAIN, None, STEPS)
+    facts = PrepareFacts.model_validate_json((work / "prepare.json").read_bytes())
+    decided = ResolvedTraining(
+        zero_stage=2,
+        offload="Optimizer",
+        micro_batch_size=2,
+        gradient_accumulation_steps=2,
+        gradient_checkpointing=True,
+    )
+    told = facts.model_copy(update={"resolved": decided})
+    (work / "prepare.json").write_text(told.model_dump_json(by_alias=True))
+    wanted = changes("Full", 1, "None") | {"micro_batch_size": 8, "gradient_accumulation_steps": 1}
+    return Case(run_config(work, **wanted))
+
+
 @pytest.fixture(scope="module")
 def losses(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, list[float]]:
     """Of all cases, from one gang, and of a plain loop."""
@@ -52,7 +73,9 @@ def losses(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, list[float]]:
         write_work(work, TRAIN, None, STEPS)
         run = run_config(work, precision=precision, **changes(tuning, stage, offload))
         cases[precision, tuning, stage, offload] = Case(run)
+    cases["resolved"] = as_prepare_decided(root / "resolved")
     run_cases(root, 2, list(cases.values()))
+    assert finished(cases["resolved"].run) is not None  # known by what was asked for
     found = {name: case.losses for name, case in cases.items()}
     for tuning in TUNINGS:
         work = root / f"plain-{tuning}"
@@ -77,6 +100,10 @@ def test_in_bfloat16_offload_changes_nothing(
     found = losses["BF16", "Full", stage, offload]
     assert found == pytest.approx(losses["BF16", "Full", stage, "None"], abs=2e-3)
     assert found == pytest.approx(losses["Full"], abs=0.03)
+
+
+def test_ranks_train_as_prepare_decided(losses: dict[Any, list[float]]) -> None:
+    assert losses["resolved"] == pytest.approx(losses["Full"], abs=5e-5)
 
 
 def test_there_is_something_to_lose(losses: dict[Any, list[float]]) -> None:
