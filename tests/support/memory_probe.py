@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from finetune_api.memory import CPU_BUCKET
+from finetune_api.sizes import CPU_BUCKET
 
 HIDDEN, LAYERS, VOCABULARY = 320, 3, 4096
 
@@ -52,16 +52,16 @@ def storages(tensors: Iterator[Any] | list[Any]) -> dict[int, int]:
     return found
 
 
-def alive() -> dict[int, int]:
-    """All tensors that were made since `gc.freeze`."""
+def alive() -> list[Any]:
+    """All tensors that were made since `gc.freeze`, and their gradients."""
     import torch
 
     gc.collect()
     found = [o for o in gc.get_objects() if isinstance(o, torch.Tensor)]
-    return storages([t for o in found for t in (o, o.grad if o.is_leaf else None)])
+    return found + [o.grad for o in found if o.is_leaf and o.grad is not None]
 
 
-def held(engine: Any) -> dict[str, int]:
+def held(engine: Any, before: dict[int, int]) -> dict[str, int]:
     """Bytes by kind; `gradients` is all that is neither weight, optimizer nor bucket."""
     zero = engine.deepspeed.optimizer
     parameters = list(engine.deepspeed.module.parameters())
@@ -85,9 +85,9 @@ def held(engine: Any) -> dict[str, int]:
             for buffer in (bucket.buffer if isinstance(bucket.buffer, list) else [bucket.buffer])
         ]
     )
-    known = weights | optimizer | buckets
+    known = before | weights | optimizer | buckets
     bucket = 4 * CPU_BUCKET  # another of its kind, for the numbers of all
-    rest = {a: size for a, size in alive().items() if a not in known and size != bucket}
+    rest = {a: size for a, size in storages(alive()).items() if a not in known and size != bucket}
     return {
         "parameters": sum(weights.values()),
         "optimizer": sum(optimizer.values()),
@@ -102,7 +102,8 @@ def measure(run: Any, gang: Any) -> dict[str, int]:
 
     from finetune_trainer.engine import build
 
-    gc.collect()
+    earlier = alive()  # of the case before; kept, so that no address is used again
+    before = storages(earlier)
     gc.freeze()  # nothing of before is looked at, which saves seconds each time
     engine = build(run, gang)
     ids = torch.arange(16)[None] % VOCABULARY
@@ -117,18 +118,19 @@ def measure(run: Any, gang: Any) -> dict[str, int]:
     inner = engine.optimizer.step
 
     def step(*args: Any, **kwargs: Any) -> Any:
-        in_step.append(held(engine))
+        in_step.append(held(engine, before))
         done = inner(*args, **kwargs)
-        in_step.append(held(engine))
+        in_step.append(held(engine, before))
         return done
 
     engine.optimizer.step = step  # type: ignore[method-assign]
     for _ in range(4):
         engine.deepspeed.backward(engine.deepspeed(**batch), scale_wrt_gas=False)
-        after_backward.append(held(engine))
+        after_backward.append(held(engine, before))
         engine.deepspeed.step()
     engine.deepspeed.destroy()
     engine.keep_alive = None  # else the next model is sharded while it is loaded
+    del earlier
     kinds = ("parameters", "gradients", "optimizer")
     return {kind: max(found[kind] for found in after_backward) for kind in kinds} | {
         "total": max(sum(found[kind] for kind in kinds) for found in after_backward + in_step)

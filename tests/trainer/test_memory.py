@@ -10,8 +10,9 @@ import memory_probe
 import pytest
 from training_builders import LORA, run_config, torchrun
 
-from finetune_api.memory import ModelShape, Setup, estimate
+from finetune_api.memory import estimate
 from finetune_api.run_config import RunConfig
+from finetune_api.sizes import ModelShape, Setup
 from finetune_trainer.model.check import inspect_model, shape_of
 
 pytestmark = pytest.mark.trainer

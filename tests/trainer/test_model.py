@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from trainer_builders import tiny_model
 
-from finetune_api.memory import LinearShape, ModelShape
+from finetune_api.sizes import LinearShape, ModelShape
 from finetune_trainer.errors import ConfigurationError, ModelError
 from finetune_trainer.model.base import load_tokenizer, prepare_model
 from finetune_trainer.model.check import ModelInfo, check_length, inspect_model, shape_of

@@ -10,9 +10,10 @@ import pytest
 from hub_server import COMMIT, Hub, Repository, running_hub
 from trainer_builders import a_run, questions, tiny_model, write_jsonl
 
-from finetune_api.memory import GIB, Setup, estimate
+from finetune_api.memory import estimate
 from finetune_api.outcome import Outcome, PrepareFacts, ResolvedTraining
 from finetune_api.run_config import MemoryLimit, RunConfig, SourceConfig
+from finetune_api.sizes import GIB, Setup
 from finetune_trainer.data.store import read_split
 from finetune_trainer.errors import DataError
 from finetune_trainer.fit import resolved_run

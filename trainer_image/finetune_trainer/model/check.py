@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune_api.memory import PERSISTENT, LinearShape, ModelShape
+from finetune_api.sizes import PERSISTENT, LinearShape, ModelShape
 from finetune_trainer.errors import ConfigurationError, ModelError
 
 FLOATS = ("F32", "F16", "BF16")
