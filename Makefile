@@ -65,8 +65,9 @@ bench-operator: ## How soon the operator acts and what memory it needs: build/be
 	@$(DEV); PYTHONPATH=$(PYTHONPATH):tests/support:. $$V/bin/python bench/operator_speed.py
 
 .PHONY: generate
-generate: ## Write the generated files: CRDs, also those in the chart
-	@$(DEV); $$V/bin/python -m finetune_api.crd crds; $$V/bin/python -m finetune_api.crd charts/finetune-operator/files/crds
+generate: ## Write the generated files: CRDs, also those in the chart, and the tables of docs/memory.md
+	@$(DEV); $$V/bin/python -m finetune_api.crd crds; $$V/bin/python -m finetune_api.crd charts/finetune-operator/files/crds; \
+	$$V/bin/python scripts/memory_table.py
 .PHONY: format
 format: ## Format the code
 	@$(DEV); $$V/bin/ruff format .; $$V/bin/ruff check --fix .

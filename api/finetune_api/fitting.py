@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from finetune_api.memory import GIB, Attention, ModelShape, Offload, Setup, estimate
+from finetune_api.memory import estimate
 from finetune_api.outcome import Estimate, ResolvedTraining
 from finetune_api.run_config import RunConfig
+from finetune_api.sizes import GIB, Attention, ModelShape, Offload, Setup
 
 HEADROOM = 0.9
 """Part of the memory that a choice of `Auto` may fill: the estimate is within 15 % of what was

@@ -7,169 +7,23 @@ Bytes per number: 4 in 32 bit, 2 in bfloat16.
 
 from __future__ import annotations
 
-from math import prod
-from typing import Literal
-
-from finetune_api.base import ApiModel
 from finetune_api.outcome import Estimate
-from finetune_api.run_config import LoraConfig, RunConfig
-
-GIB = 2**30
-
-CUDA_BUCKET = 100_000_000
-"""Elements per communication bucket on GPUs. With overlap the buffers take 4.5 times as many 4-byte
-numbers, 1.8 GB; DeepSpeed's own default of 5e8 takes 9 GB."""
-CPU_BUCKET = 25_000_000
-"""Elements per communication bucket on CPU: gloo is not faster with larger ones, and the memory
-(100 MB in 32 bit) is the pod's own."""
-MAX_LIVE = 1_000_000_000
-"""ZeRO-3: weights that may be whole at a time; 2 GB in bfloat16."""
-PERSISTENT = 100_000
-"""ZeRO-3: parameters of at most so many elements stay whole on every process."""
-SUB_GROUP = 1_000_000_000
-"""ZeRO-3: elements that the optimizer changes at a time, with a 32-bit copy of their gradients."""
-LOSS_CHUNK = 2048
-"""Positions whose logits are in 32 bit at a time, ..."""
-LOSS_BYTES = 1 << 25
-"""... or, where the output layer itself gives losses, the bytes of those logits."""
-
-LIBRARIES = {"CUDA": GIB, "CPU": GIB}
-"""CUDA's context and cuBLAS; on a CPU the interpreter with torch, transformers and DeepSpeed."""
-NCCL = GIB
-"""What NCCL takes on a GPU as soon as there are two processes."""
-OVERLAP = 4.5
-"""Buckets at a time where communication overlaps with computation (transformers on DeepSpeed)."""
-NF4 = 0.516
-"""Bytes per 4-bit weight with its constants, quantised twice (QLoRA, section 3)."""
-
-Attention = Literal["Flash", "Masked"]
-Offload = Literal["None", "Optimizer", "OptimizerAndParameters"]
-
-
-class LinearShape(ApiModel):
-    """Linear layers of one name; the output head is not among them."""
-
-    name: str
-    in_features: int
-    out_features: int
-    count: int
-
-
-class ModelShape(ApiModel):
-    """What memory depends on in a model."""
-
-    parameters: int
-    """Tied weights counted once."""
-    largest_module: int
-    """Parameters of the largest single module, mostly the embedding: what ZeRO-3 gathers."""
-    small_parameters: int
-    """In tensors of at most `PERSISTENT` elements."""
-    hidden_size: int
-    intermediate_size: int
-    """Inner width of the feed-forward part, of all experts that a token goes through."""
-    layers: int
-    heads: int
-    kv_heads: int
-    head_size: int
-    vocabulary_size: int
-    linears: list[LinearShape]
-
-
-class Setup(ApiModel):
-    """What memory depends on beside the model."""
-
-    tuning: Literal["Full", "LoRA", "QLoRA"]
-    lora: LoraConfig | None = None
-    zero_stage: Literal[1, 2, 3]
-    offload: Offload = "None"
-    ranks: int
-    rows: int
-    """Sequences in one forward pass; two per preference pair."""
-    sequence_length: int
-    precision: Literal["BF16", "FP32"] = "BF16"
-    gradient_checkpointing: bool = False
-    accelerator: Literal["CUDA", "CPU"] = "CUDA"
-    attention: Attention = "Masked"
-    """`Masked`: torch's own attention, with a mask that keeps packed examples apart."""
-
-    @classmethod
-    def of(cls, run: RunConfig, attention: Attention = "Masked") -> Setup:
-        """As the trainer runs `run`."""
-        training = run.training
-        pairs = 2 if run.objective in ("DPO", "KTO", "ORPO") else 1
-        return cls(
-            tuning=run.tuning,
-            lora=run.lora,
-            zero_stage=run.zero_stage,
-            offload=run.offload,
-            ranks=run.world_size,
-            rows=pairs * training.micro_batch_size,
-            sequence_length=training.sequence_length,
-            precision=training.precision,
-            gradient_checkpointing=training.gradient_checkpointing,
-            accelerator=run.accelerator,
-            attention=attention,
-        )
-
-    @property
-    def number(self) -> int:
-        """Bytes of a weight or an activation."""
-        return 2 if self.precision == "BF16" else 4
-
-
-class Stack(ApiModel):
-    """Habits of the software; the defaults are this trainer's, others are for published figures."""
-
-    master: int = 4
-    """Bytes per trained weight for the optimizer's own copy."""
-    moments: int = 8
-    """Bytes per trained weight for AdamW's two averages."""
-    gradient: int = 4
-    """Bytes per trained weight for the sum of gradients."""
-    loss: Literal["OutputLayer", "Chunks", "Whole"] = "Chunks"
-    """`OutputLayer`: the loss is taken inside of it, so that there are never all logits; `Whole`:
-    over all positions at once."""
-    loss_chunk: int = LOSS_CHUNK
-    bucket: int | None = None
-    live: int = MAX_LIVE
-    sub_group: int = SUB_GROUP
-    libraries: int | None = None
-    """Bytes; 0 where somebody counted tensors only."""
-
-
-OURS = Stack()
-
-
-def targeted(shape: ModelShape, lora: LoraConfig) -> list[LinearShape]:
-    """The layers that get an adapter."""
-    if lora.target_modules == ["all-linear"]:
-        return shape.linears
-    return [linear for linear in shape.linears if linear.name in lora.target_modules]
-
-
-def trained_parameters(shape: ModelShape, lora: LoraConfig | None) -> int:
-    """Numbers that the optimizer changes: r (in + out) per adapted layer (LoRA, section 4.1)."""
-    if lora is None:
-        return shape.parameters
-    adapters = sum(
-        t.count * (lora.rank * (t.in_features + t.out_features) + lora.use_dora * t.out_features)
-        for t in targeted(shape, lora)
-    )
-    sizes = {x.name: x.count * x.in_features * x.out_features for x in shape.linears}
-    table = shape.vocabulary_size * shape.hidden_size  # the embedding, or the output head
-    return adapters + sum(sizes.get(name, table) for name in lora.modules_to_save)
-
-
-def _persistent(shape: ModelShape, lora: LoraConfig | None) -> int:
-    """Elements that ZeRO-3 keeps whole: norms, and the matrices of small adapters."""
-    if lora is None:
-        return shape.small_parameters
-    sizes = [
-        (t.count, lora.rank * side)
-        for t in targeted(shape, lora)
-        for side in (t.in_features, t.out_features)
-    ]
-    return shape.small_parameters + sum(prod(size) for size in sizes if size[1] <= PERSISTENT)
+from finetune_api.sizes import (
+    CPU_BUCKET,
+    CUDA_BUCKET,
+    LIBRARIES,
+    LOSS_BYTES,
+    NCCL,
+    NF4,
+    OURS,
+    OVERLAP,
+    ModelShape,
+    Setup,
+    Stack,
+    persistent_elements,
+    targeted,
+    trained_parameters,
+)
 
 
 def estimate(shape: ModelShape, setup: Setup, stack: Stack = OURS) -> Estimate:
@@ -183,15 +37,14 @@ def estimate(shape: ModelShape, setup: Setup, stack: Stack = OURS) -> Estimate:
     trained = trained_parameters(shape, setup.lora)
     weights, weights_host = _weights(shape, setup, trained)
     gradients, gradients_host = _gradients(setup, trained, stack)
+    passing, passing_host = _on_the_way(shape, setup, trained)
     optimizer = -(-trained // setup.ranks) * (stack.master + stack.moments)
-    offloaded = setup.offload != "None"
-    host = weights_host + gradients_host
-    if offloaded:
-        host += optimizer + _pinned(setup, trained)
-        optimizer = 0
+    host = weights_host + gradients_host + passing_host
+    if setup.offload != "None":
+        host, optimizer = host + optimizer, 0
     logits = _logits(shape, setup, stack)
     activations = _activations(shape, setup, logits)
-    passing = _communication(shape, setup, trained, stack)
+    passing += _communication(shape, setup, trained, stack)
     step = _step(setup, trained, stack)
     working = max(passing, step - activations - logits)
     buffers = working + _libraries(setup, stack)
@@ -221,7 +74,7 @@ def _weights(shape: ModelShape, setup: Setup, trained: int) -> tuple[int, int]:
     plain = number * (frozen + trained)
     if setup.zero_stage < 3:
         return packed + plain, 0
-    whole = number * _persistent(shape, setup.lora)
+    whole = number * persistent_elements(shape, setup.lora)
     shard = -(-plain // setup.ranks)
     if setup.offload == "OptimizerAndParameters":
         return packed + whole, shard
@@ -229,18 +82,24 @@ def _weights(shape: ModelShape, setup: Setup, trained: int) -> tuple[int, int]:
 
 
 def _gradients(setup: Setup, trained: int, stack: Stack) -> tuple[int, int]:
-    """On the accelerator and in the node's memory."""
+    """On the accelerator and in the node's memory, where the optimizer reads them."""
     whole, part = stack.gradient * trained, stack.gradient * -(-trained // setup.ranks)
+    here = whole if setup.zero_stage == 1 else part
     if setup.offload == "None":
-        return (whole if setup.zero_stage == 1 else part), 0
-    if setup.zero_stage == 3:
+        return here, 0
+    if setup.zero_stage == 3:  # summed there, and copied for the step
         return 0, 2 * part
-    return (whole if setup.zero_stage == 1 else part), part
+    if setup.zero_stage == 2 and setup.precision == "FP32":  # summed there, too
+        return 0, 2 * part
+    return here, part
 
 
-def _pinned(setup: Setup, trained: int) -> int:
-    """ZeRO 1 and 2: the changed weights on their way back to the GPU."""
-    return 0 if setup.zero_stage == 3 else setup.number * -(-trained // setup.ranks)
+def _on_the_way(shape: ModelShape, setup: Setup, trained: int) -> tuple[int, int]:
+    """ZeRO 1 and 2 with offload: one gradient on its way to the node, changed weights from it."""
+    if setup.zero_stage == 3 or setup.offload == "None":
+        return 0, 0
+    largest = setup.number * min(shape.largest_module, trained)
+    return largest, largest + setup.number * -(-trained // setup.ranks)
 
 
 def _activations(shape: ModelShape, setup: Setup, logits: int) -> int:
@@ -326,8 +185,12 @@ def _libraries(setup: Setup, stack: Stack) -> int:
 
 
 def _step(setup: Setup, trained: int, stack: Stack) -> int:
-    """What the optimizer's step needs beside the states: a copy of the gradients in 32 bit."""
+    """What the optimizer's step needs beside the states: gradients in 32 bit, in one piece."""
+    part = -(-trained // setup.ranks)
     if setup.offload != "None":
         return 0
-    part = -(-trained // setup.ranks)
-    return 4 * min(part, stack.sub_group) if setup.zero_stage == 3 else 0
+    if setup.zero_stage == 3:
+        return 4 * min(part, stack.sub_group)
+    if setup.precision == "FP32":  # a copy, while the sum of ZeRO-1 shrinks to this process's part
+        return 4 * part if setup.zero_stage == 2 else max(0, 8 * part - 4 * trained)
+    return 0

@@ -5,15 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import memory_table
+import published_memory
 import pytest
 
 from finetune_api.fitting import Fitted, TooLarge, advice, applied, choices, decide
-from finetune_api.memory import GIB, ModelShape, Setup, estimate
+from finetune_api.memory import estimate
 from finetune_api.outcome import ResolvedTraining
 from finetune_api.run_config import LoraConfig, RunConfig
+from finetune_api.sizes import GIB, ModelShape, Setup
 
 LORA = LoraConfig(rank=16, alpha=32, dropout=0.0, target_modules=["all-linear"])
-SHAPE = memory_table.MODELS["Llama 2 7B"]
+SHAPE = published_memory.MODELS["Llama 2 7B"]
 
 
 def run(
@@ -64,7 +66,7 @@ def test_the_first_choice_stays_where_it_fits() -> None:
 
 
 def test_the_first_choice_stays_where_the_memory_is_unknown() -> None:
-    found = decide(run(gib=None), memory_table.MODELS["Llama 3.1 70B"])
+    found = decide(run(gib=None), published_memory.MODELS["Llama 3.1 70B"])
     assert decided(found) == (8, False, 2, "None")
     assert isinstance(found, Fitted)
     assert found.estimate.total > 200 * GIB
@@ -161,7 +163,7 @@ def test_the_nodes_memory_is_a_limit_too() -> None:
 
 
 def test_a_refusal_says_what_is_needed_what_is_there_and_what_to_change() -> None:
-    large: ModelShape = memory_table.MODELS["Llama 3.1 70B"]
+    large: ModelShape = published_memory.MODELS["Llama 3.1 70B"]
     found = decide(run(gib=80, auto=["microBatchSize"], zero_stage=3), large)
     assert isinstance(found, TooLarge)
     start, _, rest = found.message.partition(" (")

@@ -6,15 +6,9 @@ from typing import Any
 
 import pytest
 
-from finetune_api.memory import (
-    GIB,
-    LinearShape,
-    ModelShape,
-    Setup,
-    estimate,
-    trained_parameters,
-)
+from finetune_api.memory import estimate
 from finetune_api.run_config import LoraConfig
+from finetune_api.sizes import GIB, LinearShape, ModelShape, Setup, trained_parameters
 
 SHAPE = ModelShape(
     parameters=1_000_000_000,

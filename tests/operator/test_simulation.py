@@ -6,6 +6,8 @@ import builders
 import pytest
 from simulation import SimulatedCluster
 
+from finetune_api.outcome import Estimate, Outcome, ResolvedTraining
+
 STAGES = [("docs-prepare", "prepare"), ("docs-train-0", "train"), ("docs-export", "export")]
 
 
@@ -120,6 +122,36 @@ def test_a_stage_that_is_done_is_not_run_again_when_its_job_vanishes() -> None:
     cluster.pods = [p for p in cluster.pods if "train" in p["metadata"]["name"]]
     assert not cluster.operator_pass()
     assert cluster.status.phase == "Starting"
+
+
+def test_what_prepare_decides_and_expects_is_in_the_status_and_stays_there() -> None:
+    decided = {
+        "zero_stage": 3,
+        "offload": "Optimizer",
+        "micro_batch_size": 2,
+        "gradient_accumulation_steps": 8,
+        "gradient_checkpointing": True,
+    }
+    terms = ("parameters", "gradients", "optimizer", "activations", "logits", "buffers")
+    needed = Estimate(**dict.fromkeys(terms, 2**30), total=6 * 2**30, host=7 * 2**30)
+    facts = builders.PREPARED.model_copy(
+        update={"resolved": ResolvedTraining.model_validate(decided), "estimate": needed}
+    )
+    cluster = SimulatedCluster(builders.job_body(), builders.world())
+    cluster.settle()
+    assert cluster.status.resolved is not None
+    assert cluster.status.resolved.memory_gib is None
+    cluster.finish("docs-prepare", Outcome(prepare=facts))
+    cluster.settle()
+    for _ in ("as prepare ended", "when its Job and pods are gone"):
+        found = cluster.status.resolved
+        assert found is not None
+        assert found.model_dump(include=set(decided)) == decided
+        assert found.memory_gib == 6.0
+        cluster.objects.pop(("Job", "docs-prepare"), None)
+        cluster.pods = [p for p in cluster.pods if "train" in p["metadata"]["name"]]
+        cluster.run("docs-train-0")
+        cluster.settle()
 
 
 def test_a_changed_profile_does_not_touch_a_job_that_has_started() -> None:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import memory_table
+import published_memory
 import pytest
-from memory_table import Published
+from published_memory import Published
 
 
-@pytest.mark.parametrize("figure", memory_table.published(), ids=lambda figure: figure.run)
+@pytest.mark.parametrize("figure", published_memory.published(), ids=lambda figure: figure.run)
 def test_the_model_is_within_15_percent_of_what_others_measured(figure: Published) -> None:
     assert abs(figure.deviation) < 0.15, f"{figure.predicted / 1e9:.1f} GB"
 
 
 def test_the_published_figures_are_of_models_of_7_13_and_70_billion_parameters() -> None:
-    sizes = {round(figure.shape.parameters / 1e9) for figure in memory_table.published()}
+    sizes = {round(figure.shape.parameters / 1e9) for figure in published_memory.published()}
     assert sizes == {7, 8, 13, 14, 71, 72}
 
 
@@ -28,7 +29,7 @@ def test_the_published_figures_are_of_models_of_7_13_and_70_billion_parameters()
     ],
 )
 def test_the_shapes_have_as_many_parameters_as_the_models(name: str, parameters: int) -> None:
-    assert memory_table.MODELS[name].parameters == parameters
+    assert published_memory.MODELS[name].parameters == parameters
 
 
 def test_the_tables_of_the_document_are_what_the_model_says() -> None:

@@ -1,8 +1,8 @@
 """Measures what a rank really holds: `python -m memory_probe CASES_JSON DIRECTORY`, by torchrun.
 
-Every case is a run of two optimizer steps. What a rank holds is looked at when the optimizer is
-about to change weights and has just done so: parameters, gradients and its own state are all
-there, activations are not.
+Every case is a run of two optimizer steps of two backward passes each. What a rank holds is looked
+at after every backward pass, and just before and after the optimizer changes weights: parameters,
+gradients and optimizer state are there, activations are not.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from finetune_api.sizes import CPU_BUCKET
 
 HIDDEN, LAYERS, VOCABULARY = 320, 3, 4096
 
@@ -50,18 +52,16 @@ def storages(tensors: Iterator[Any] | list[Any]) -> dict[int, int]:
     return found
 
 
-def alive() -> dict[int, int]:
-    """All tensors of this process."""
+def alive() -> list[Any]:
+    """All tensors that were made since `gc.freeze`, and their gradients."""
     import torch
 
     gc.collect()
     found = [o for o in gc.get_objects() if isinstance(o, torch.Tensor)]
-    return storages(
-        [t for tensor in found for t in (tensor, tensor.grad if tensor.is_leaf else None)]
-    )
+    return found + [o.grad for o in found if o.is_leaf and o.grad is not None]
 
 
-def held(engine: Any, before: set[int]) -> dict[str, int]:
+def held(engine: Any, before: dict[int, int]) -> dict[str, int]:
     """Bytes by kind; `gradients` is all that is neither weight, optimizer nor bucket."""
     zero = engine.deepspeed.optimizer
     parameters = list(engine.deepspeed.module.parameters())
@@ -85,8 +85,9 @@ def held(engine: Any, before: set[int]) -> dict[str, int]:
             for buffer in (bucket.buffer if isinstance(bucket.buffer, list) else [bucket.buffer])
         ]
     )
-    known = weights | optimizer | buckets
-    rest = {a: size for a, size in alive().items() if a not in known and a not in before}
+    known = before | weights | optimizer | buckets
+    bucket = 4 * CPU_BUCKET  # another of its kind, for the numbers of all
+    rest = {a: size for a, size in storages(alive()).items() if a not in known and size != bucket}
     return {
         "parameters": sum(weights.values()),
         "optimizer": sum(optimizer.values()),
@@ -101,7 +102,9 @@ def measure(run: Any, gang: Any) -> dict[str, int]:
 
     from finetune_trainer.engine import build
 
-    before = set(alive())
+    earlier = alive()  # of the case before; kept, so that no address is used again
+    before = storages(earlier)
+    gc.freeze()  # nothing of before is looked at, which saves seconds each time
     engine = build(run, gang)
     ids = torch.arange(16)[None] % VOCABULARY
     batch = {
@@ -110,25 +113,27 @@ def measure(run: Any, gang: Any) -> dict[str, int]:
         "keep": torch.arange(15),
         "targets": ids[:, 1:],
     }
-    seen: list[dict[str, int]] = []
+    after_backward: list[dict[str, int]] = []
+    in_step: list[dict[str, int]] = []
     inner = engine.optimizer.step
 
     def step(*args: Any, **kwargs: Any) -> Any:
-        seen.append(held(engine, before))
+        in_step.append(held(engine, before))
         done = inner(*args, **kwargs)
-        seen.append(held(engine, before))
+        in_step.append(held(engine, before))
         return done
 
     engine.optimizer.step = step  # type: ignore[method-assign]
     for _ in range(4):
         engine.deepspeed.backward(engine.deepspeed(**batch), scale_wrt_gas=False)
-        if engine.deepspeed.is_gradient_accumulation_boundary():
-            seen.append(held(engine, before))
+        after_backward.append(held(engine, before))
         engine.deepspeed.step()
     engine.deepspeed.destroy()
     engine.keep_alive = None  # else the next model is sharded while it is loaded
-    return {kind: max(found[kind] for found in seen) for kind in seen[0]} | {
-        "total": max(sum(found.values()) - found["buckets"] for found in seen)
+    del earlier
+    kinds = ("parameters", "gradients", "optimizer")
+    return {kind: max(found[kind] for found in after_backward) for kind in kinds} | {
+        "total": max(sum(found[kind] for kind in kinds) for found in after_backward + in_step)
     }
 
 
@@ -142,16 +147,6 @@ def main(cases: str, directory: str) -> None:
         run = RunConfig.model_validate(data)
         gang = gang or join(run)
         results.append(measure(run, gang))
-        if os.environ.get("PROBE_VERBOSE") and gang.is_lead:
-            print(
-                "CASE",
-                run.training.precision,
-                run.tuning,
-                run.zero_stage,
-                run.offload,
-                {k: round(v / 1e6, 3) for k, v in results[-1].items()},
-                flush=True,
-            )
     Path(directory, f"{gang.rank if gang else 0}.json").write_text(json.dumps(results))
 
 

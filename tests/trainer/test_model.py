@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from trainer_builders import tiny_model
 
+from finetune_api.sizes import LinearShape, ModelShape
 from finetune_trainer.errors import ConfigurationError, ModelError
 from finetune_trainer.model.base import load_tokenizer, prepare_model
-from finetune_trainer.model.check import ModelInfo, check_length
+from finetune_trainer.model.check import ModelInfo, check_length, inspect_model, shape_of
 from finetune_trainer.model.files import link_or_copy
 
 pytestmark = pytest.mark.trainer
@@ -50,7 +52,51 @@ def test_a_model_is_described_without_loading_it(model: Path, tmp_path: Path) ->
         parameters=embeddings + 2 * layer + 64,
         vocabulary_size=512,
         longest_sequence=512,
+        shape=ModelShape(
+            parameters=embeddings + 2 * layer + 64,
+            largest_module=512 * 64,
+            small_parameters=embeddings + 2 * layer + 64,
+            hidden_size=64,
+            intermediate_size=128,
+            layers=2,
+            heads=4,
+            kv_heads=2,
+            head_size=16,
+            vocabulary_size=512,
+            linears=[
+                LinearShape(name=name, in_features=rows, out_features=columns, count=2)
+                for name, rows, columns in (
+                    ("down_proj", 128, 64),
+                    ("gate_proj", 64, 128),
+                    ("k_proj", 64, 32),
+                    ("o_proj", 64, 64),
+                    ("q_proj", 64, 64),
+                    ("up_proj", 64, 128),
+                    ("v_proj", 64, 32),
+                )
+            ],
+        ),
     )
+
+
+def test_layers_of_other_kinds_are_found_too() -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel, MixtralConfig, MixtralForCausalLM
+
+    gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4))
+    found = shape_of(gpt2, gpt2.config)
+    assert (found.hidden_size, found.intermediate_size, found.layers) == (32, 128, 2)
+    assert {(x.name, x.in_features, x.out_features, x.count) for x in found.linears} == {
+        ("c_attn", 32, 96, 2),
+        ("c_proj", 32, 32, 2),
+        ("c_proj", 128, 32, 2),
+        ("c_fc", 32, 128, 2),
+    }
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    mixtral = MixtralForCausalLM(
+        MixtralConfig(**sizes, **heads, num_local_experts=4, num_experts_per_tok=2)
+    )
+    assert shape_of(mixtral, mixtral.config).intermediate_size == 2 * 48
 
 
 def test_tied_weights_are_counted_once(tmp_path: Path, model: Path) -> None:
@@ -206,10 +252,10 @@ def test_a_model_without_tokenizer_is_refused(model: Path) -> None:
     )
 
 
-def test_sequences_longer_than_the_model_knows_are_refused() -> None:
-    info = ModelInfo("L", 1, 512, longest_sequence=512)
+def test_sequences_longer_than_the_model_knows_are_refused(model: Path) -> None:
+    info = inspect_model(model, URI)
     check_length(info, 512)
-    check_length(ModelInfo("L", 1, 512, longest_sequence=None), 10_000)
+    check_length(replace(info, longest_sequence=None), 10_000)
     with pytest.raises(ConfigurationError) as caught:
         check_length(info, 513)
     assert str(caught.value) == (

@@ -11,9 +11,13 @@ from hub_server import COMMIT, Hub, Repository, running_hub
 from trainer_builders import a_run, questions, tiny_model, write_jsonl
 from training_builders import dense
 
-from finetune_api.outcome import LengthBin, Outcome, PrepareFacts
-from finetune_api.run_config import RunConfig, SourceConfig
+from finetune_api.memory import estimate
+from finetune_api.outcome import LengthBin, Outcome, PrepareFacts, ResolvedTraining
+from finetune_api.run_config import MemoryLimit, RunConfig, SourceConfig
+from finetune_api.sizes import GIB, Setup
 from finetune_trainer.errors import DataError
+from finetune_trainer.fit import resolved_run
+from finetune_trainer.model.check import inspect_model
 from finetune_trainer.prepare import main, prepare, total_steps
 
 pytestmark = pytest.mark.trainer
@@ -65,7 +69,16 @@ def test_the_facts_say_what_there_is_to_train_on(tmp_path: Path, model: Path, da
         ],
         packing_efficiency=facts.tokens / arrays["input_ids"].size,
         total_steps=-(-len(arrays["input_ids"]) // 4),
+        resolved=ResolvedTraining(
+            zero_stage=1,
+            offload="None",
+            micro_batch_size=2,
+            gradient_accumulation_steps=2,
+            gradient_checkpointing=False,
+        ),
+        estimate=facts.estimate,
     )
+    assert facts.estimate == estimate(inspect_model(model, "tiny").shape, Setup.of(run))
     stored = (tmp_path / "work/prepare.json").read_bytes()
     assert PrepareFacts.model_validate_json(stored) == facts
 
@@ -77,6 +90,39 @@ def test_preparing_twice_changes_nothing(tmp_path: Path, model: Path, data: Path
     data.unlink()  # not even looked at
     assert prepare(run) == first
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*")} == before
+
+
+def test_auto_is_settled_by_the_memory_that_is_there(
+    tmp_path: Path, model: Path, data: Path
+) -> None:
+    shape = inspect_model(model, "tiny").shape
+    run = a_run(tmp_path / "work", model, data, micro_batch_size=4, auto=["microBatchSize"])
+    smaller = a_run(tmp_path / "work", model, data, micro_batch_size=2)
+    limit = MemoryLimit(accelerator_bytes=estimate(shape, Setup.of(smaller)).total * 10 // 9 + 1)
+    facts = prepare(run.model_copy(update={"memory": limit}))
+    assert facts.resolved is not None
+    assert facts.resolved.micro_batch_size == 2
+    assert facts.estimate == estimate(shape, Setup.of(smaller))
+    trained = resolved_run(run, facts).training
+    assert (trained.micro_batch_size, trained.gradient_accumulation_steps) == (2, 2)
+    assert resolved_run(run, facts.model_copy(update={"resolved": None})) == run
+
+
+def test_what_cannot_fit_is_refused_before_the_data_are_prepared(
+    tmp_path: Path, model: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERMINATION_LOG", str(tmp_path / "log"))
+    limit = MemoryLimit(accelerator_bytes=GIB // 2)
+    run = a_run(tmp_path / "work", model, data, memory=limit)
+    (tmp_path / "run.json").write_text(run.model_dump_json(by_alias=True))
+    with pytest.raises(SystemExit) as caught:
+        main([str(tmp_path / "run.json")])
+    outcome = Outcome.from_message((tmp_path / "log").read_text())
+    assert outcome is not None
+    assert outcome.failure is not None
+    assert (caught.value.code, outcome.failure.failure_class) == (13, "OutOfMemory")
+    assert "0.5 GiB is there; in this order: lower spec.training.mic" in outcome.failure.message
+    assert not (tmp_path / "work/data").exists()
 
 
 def test_an_interrupted_preparation_starts_anew(tmp_path: Path, model: Path, data: Path) -> None:

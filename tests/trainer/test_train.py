@@ -158,6 +158,7 @@ def test_memory_advice_names_only_what_the_run_has_not_done() -> None:
     frugal = run_config(
         Path("/w"),
         accelerator="CUDA",
+        offload="OptimizerAndParameters",
         num_nodes=2,
         zero_stage=3,
         gradient_checkpointing=True,
@@ -169,6 +170,23 @@ def test_memory_advice_names_only_what_the_run_has_not_done() -> None:
         "the model and its training state do not fit into the GPU's memory; in this order: "
         "shorten spec.training.sequenceLength (now 32), "
         "use more workers or a profile with more memory"
+    )
+
+
+def test_memory_advice_shows_what_prepare_expected() -> None:
+    from finetune_api.outcome import Estimate
+    from finetune_trainer.ranks import classified
+
+    terms = {"parameters": 3, "gradients": 2, "optimizer": 6, "activations": 1}
+    gib = {name: size * 2**30 for name, size in terms.items()}
+    needed = Estimate(**gib, logits=0, buffers=0, total=12 * 2**30)
+    run = run_config(Path("/w"), gradient_checkpointing=True, precision="BF16")
+    with pytest.raises(OutOfMemoryError) as caught, classified(run, needed):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")
+    assert str(caught.value).startswith(
+        "the model and its training state do not fit into the worker's memory (prepare expected "
+        "12.0 GiB: optimizer 6.0 GiB, parameters 3.0 GiB, gradients 2.0 GiB, "
+        "activations 1.0 GiB); in this order: use spec.method.tuning: LoRA"
     )
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 from finetune_api.fitting import Fitted, TooLarge, applied, decide, gib, parts
-from finetune_api.memory import Attention, ModelShape
 from finetune_api.outcome import PrepareFacts
 from finetune_api.run_config import RunConfig
+from finetune_api.sizes import Attention, ModelShape
 from finetune_trainer.errors import OutOfMemoryError
 from finetune_trainer.logs import say
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from finetune_api.memory import CPU_BUCKET, CUDA_BUCKET, MAX_LIVE, PERSISTENT, SUB_GROUP
 from finetune_api.run_config import RunConfig
+from finetune_api.sizes import CPU_BUCKET, CUDA_BUCKET, MAX_LIVE, PERSISTENT, SUB_GROUP
 
 
 def deepspeed_config(run: RunConfig) -> dict[str, Any]:

@@ -206,8 +206,8 @@ def read_string(record: Record, column: str) -> str:
     value = record.value[column]
     if not isinstance(value, str):
         raise DataError(
-            f"{record.where}: `{column}` must be a string, found {kind_of(value)}; write it as text, "
-            "or remove the example"
+            f"{record.where}: `{column}` must be a string, found {kind_of(value)}; write it as "
+            "text, or remove the example"
         )
     return _whole(value, record.where, column)
 

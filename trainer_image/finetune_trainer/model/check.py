@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from finetune_api.memory import PERSISTENT, LinearShape, ModelShape
+from finetune_api.sizes import PERSISTENT, LinearShape, ModelShape
 from finetune_trainer.errors import ConfigurationError, ModelError
 from finetune_trainer.model.fit import check_complete
 
@@ -54,7 +54,7 @@ def inspect_model(directory: Path, uri: str, allow_code: bool = False) -> ModelI
         raise ModelError(f"{uri}: the safetensors files contain no tensors; fetch the model anew")
     check_complete(skeleton, names, uri)
     text = config.get_text_config()
-    shape = _shape(skeleton, text)
+    shape = shape_of(skeleton, text)
     return ModelInfo(
         architecture=type(skeleton).__name__,
         parameters=shape.parameters,
@@ -187,7 +187,7 @@ def _skeleton(config: Any, uri: str, allow_code: bool) -> Any:
         ) from exc
 
 
-def _shape(model: Any, text: Any) -> ModelShape:
+def shape_of(model: Any, text: Any) -> ModelShape:
     """Sizes of a model for the estimate of its memory; `text` is its text configuration."""
     sizes = [p.numel() for p in model.parameters()]
     linears = _linears(model)
