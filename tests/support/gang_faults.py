@@ -20,7 +20,7 @@ from typing import Any
 
 from finetune_api.run_config import RunConfig
 
-SECONDS = 60.0
+SECONDS = 120.0
 """A case that takes longer has failed; its ranks are killed."""
 
 

@@ -279,11 +279,14 @@ def test_the_digest_of_the_data_is_that_of_their_contents(tmp_path: Path) -> Non
 
 
 def test_a_step_that_ran_twice_counts_once_the_last_time(tmp_path: Path) -> None:
-    path = write_jsonl(tmp_path / "l.jsonl", *LOSSES, {"step": 2, "loss": 9.0})
+    path = write_jsonl(
+        tmp_path / "l.jsonl", *LOSSES, {"step": 2, "loss": 9.0}, {"step": 3, "retentionLoss": 4.0}
+    )
     assert read_history(path) == History(
         loss=[(1, 3.1), (2, 9.0), (3, 1.5)],
         learning_rate=[(1, 1e-4), (2, 2e-4), (3, 0.0)],
         eval_loss=[(0, 3.0), (3, 2.0)],
+        retention_loss=[(3, 4.0)],
     )
 
 
@@ -305,7 +308,7 @@ def test_the_curve_is_a_picture_of_the_size_of_a_page(tmp_path: Path, steps: int
     from matplotlib.image import imread
 
     points = [(step, 1.0 / step) for step in range(1, steps + 1)]
-    draw(History(points, points, []), "a/b", tmp_path / "c.png")
+    draw(History(points, points, [], points), "a/b", tmp_path / "c.png")
     picture = imread(tmp_path / "c.png")
     assert picture.shape[:2] == (810, 1350)
     assert 0.1 < (picture[:, :, :3] < 0.95).mean() * 10 < 10  # neither blank nor full

@@ -249,6 +249,10 @@ def swapped(name: str, tensor: Any) -> Any:
     return -tensor if "layers.0" in name and "lora_B" in name else tensor
 
 
+def louder(name: str, tensor: Any) -> Any:
+    return 4 * tensor if name == "lm_head.weight" else tensor
+
+
 @pytest.mark.parametrize(
     ("changes", "file"),
     [
@@ -262,7 +266,7 @@ def test_a_result_that_computes_something_else_than_training_did_is_refused(
     run = finished(**changes)
     change_tensors(
         Path(run.work_dir) / "result" / file,
-        lambda name, t: swapped(name, t) if changes is ADAPTER else t * 1.1,
+        lambda name, t: swapped(name, t) if changes is ADAPTER else louder(name, t),
     )
     with pytest.raises(InternalError) as caught:
         export(run)
@@ -280,7 +284,7 @@ def test_a_merged_model_that_computes_something_else_is_refused(
 
     def forget(self: Any, **options: Any) -> Any:
         model = merge(self, **options)
-        model.model.layers[1].mlp.up_proj.weight.data.mul_(1.5)
+        model.lm_head.weight.data.mul_(4)
         return model
 
     run = finished(merge=True)

@@ -13,6 +13,8 @@ from gang_faults import Ended, Fault
 from training_builders import arrays, environment, run_config, write_work
 
 from finetune_trainer import cascade
+from finetune_trainer.errors import OutOfMemoryError
+from finetune_trainer.outcome_file import failure_class_of
 
 pytestmark = pytest.mark.trainer
 
@@ -109,3 +111,22 @@ def test_a_rank_without_memory_is_named_and_ends_with_13(results: Results) -> No
     assert (first.failure.failure_class, first.failure.rank) == ("OutOfMemory", 1)
     assert first.failure.step == 2
     assert "do not fit into the worker's memory; in this order: " in first.failure.message
+
+
+@pytest.mark.parametrize("error", ["GPU", "Python", "torch"])
+def test_every_way_to_run_out_of_memory_has_the_same_name(error: str) -> None:
+    import torch
+
+    from finetune_trainer.ranks import classified
+
+    errors = {
+        "GPU": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        "Python": MemoryError(),
+        "torch": RuntimeError(
+            "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate"
+        ),
+    }
+    run = run_config(Path("/work"))
+    with pytest.raises(OutOfMemoryError, match="in this order: "), classified(run):
+        raise errors[error]
+    assert failure_class_of(errors[error]) == "OutOfMemory"

@@ -90,7 +90,7 @@ def test_plain_text_is_measured_whatever_the_objective_and_however_sharded(
         for row in range(len(HELD_OUT["input_ids"]))
         for tokens, labels in examples(HELD_OUT, row)
     ]
-    expected = float(sum(loss for loss, _ in losses)) / sum(count for _, count in losses)
+    expected = sum(loss.item() for loss, _ in losses) / sum(count for _, count in losses)
     found = json.loads((work / "text_loss.json").read_text())
     assert found == {"loss": pytest.approx(expected, rel=1e-5), "batches": 2, "training": True}
     told = Verification.model_validate_json((work / "verify.json").read_bytes())
@@ -121,7 +121,7 @@ def test_a_large_model_is_proven_by_fewer_examples() -> None:
 
 def test_a_prompt_ends_where_learning_begins_and_text_is_continued() -> None:
     found = list(examples_of(sequences(HELD_OUT)))
-    for example, prompt in zip(found, prompts(found[:3]), strict=False):
+    for example, prompt in zip(found[:2], prompts(found[:2]), strict=True):
         assert prompt.ids == example.ids[: example.learned[0]]
         assert prompt.expected == example.ids[example.learned[0] :]
     text = found[0].model_copy(update={"ids": list(range(9)), "learned": list(range(1, 9))})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ class History:
     loss: Points
     learning_rate: Points
     eval_loss: Points
+    retention_loss: Points = field(default_factory=list)
+    """On general text that should not be forgotten."""
 
 
 def read_history(path: Path) -> History:
@@ -31,7 +33,8 @@ def read_history(path: Path) -> History:
     Raises:
         InternalError: the file is missing or broken.
     """
-    series: dict[str, dict[int, float]] = {"loss": {}, "learningRate": {}, "evalLoss": {}}
+    names = ("loss", "learningRate", "evalLoss", "retentionLoss")
+    series: dict[str, dict[int, float]] = {name: {} for name in names}
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
         for line in lines:
@@ -41,8 +44,7 @@ def read_history(path: Path) -> History:
                     points[int(entry["step"])] = float(entry[name])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
         raise InternalError(f"{path.name} of the training cannot be read: {exc}") from exc
-    loss, rate, evaluated = (sorted(points.items()) for points in series.values())
-    return History(loss, rate, evaluated)
+    return History(*(sorted(points.items()) for points in series.values()))
 
 
 def smooth(points: Points) -> Points:
@@ -95,16 +97,21 @@ def _loss(axes: Any, history: History) -> None:
     )  # fmt: skip
     if not few:
         axes.plot(*_axes(smooth(history.loss)), color="#1f6fb4", linewidth=2, label="smoothed")
-    if history.eval_loss:
+    for points, color, name in (
+        (history.eval_loss, "#d1495b", "held-out examples"),
+        (history.retention_loss, "#3a7d44", "retention set"),
+    ):
+        if not points:
+            continue
         axes.plot(
-            *_axes(history.eval_loss), color="#d1495b", marker="D", markersize=6, linewidth=1.2,
-            linestyle="--", label="held-out examples",
+            *_axes(points), color=color, marker="D", markersize=6, linewidth=1.2,
+            linestyle="--", label=name,
         )  # fmt: skip
-        for step, value in (history.eval_loss[0], history.eval_loss[-1]):
+        for step, value in (points[0], points[-1]):
             axes.annotate(
                 f"{value:.3f}", (step, value), xytext=(0, 9), textcoords="offset points",
-                ha="left" if step == history.eval_loss[0][0] else "right",
-                color="#d1495b", fontsize=10, fontweight="bold",
+                ha="left" if step == points[0][0] else "right",
+                color=color, fontsize=10, fontweight="bold",
                 path_effects=[withStroke(linewidth=3, foreground="white")],
             )  # fmt: skip
     axes.margins(y=0.15)
