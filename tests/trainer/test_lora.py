@@ -22,6 +22,7 @@ EXTRAS: dict[str, dict[str, Any]] = {
     "DoRA": {"use_dora": True},
     "modules": {"modules_to_save": ["embed_tokens", "lm_head"]},
 }
+SHARDED = [("modules", 3), ("modules", 2), ("DoRA", 1), ("DoRA", 2), ("rsLoRA", 3)]
 NOTHING_PERSISTENT = {"stage3_param_persistence_threshold": 0}
 
 
@@ -79,17 +80,16 @@ def pair(root: Path) -> dict[str, Case]:
         )
         for stage in (1, 2)
     }
-    for name, extra in EXTRAS.items():
-        for stage in (1, 2, 3):
-            made[f"{name} ZeRO {stage}"] = case(
-                root,
-                f"{name} ZeRO {stage}",
-                NOTHING_PERSISTENT if stage == 3 else {},
-                tuning="LoRA",
-                lora=LORA | extra,
-                zero_stage=stage,
-                num_proc_per_node=2,
-            )
+    for name, stage in SHARDED:
+        made[f"{name} ZeRO {stage}"] = case(
+            root,
+            f"{name} ZeRO {stage}",
+            NOTHING_PERSISTENT if stage == 3 else {},
+            tuning="LoRA",
+            lora=LORA | EXTRAS[name],
+            zero_stage=stage,
+            num_proc_per_node=2,
+        )
     run_cases(root, 2, list(made.values()))
     return made
 
@@ -98,8 +98,7 @@ def numbers(found: Case) -> list[float]:
     return [line.get("loss", line.get("evalLoss")) for line in found.lines]
 
 
-@pytest.mark.parametrize("stage", [1, 2, 3])
-@pytest.mark.parametrize("name", EXTRAS)
+@pytest.mark.parametrize(("name", "stage"), SHARDED)
 def test_two_processes_learn_what_one_learns(
     alone: dict[str, Case], pair: dict[str, Case], name: str, stage: int
 ) -> None:
@@ -126,7 +125,7 @@ def test_four_bits_change_the_base_model_a_little(alone: dict[str, Case]) -> Non
         assert found != pytest.approx(exact, abs=1e-4)
 
 
-@pytest.mark.parametrize("name", [*(f"{name} ZeRO 3" for name in EXTRAS), "QLoRA ZeRO 2"])
+@pytest.mark.parametrize("name", ["rsLoRA ZeRO 3", "DoRA ZeRO 2", "modules ZeRO 3", "QLoRA ZeRO 2"])
 def test_the_adapter_is_exported_and_loads_again(pair: dict[str, Case], name: str) -> None:
     import torch
     from peft import PeftModel
@@ -152,16 +151,21 @@ def test_the_adapter_is_exported_and_loads_again(pair: dict[str, Case], name: st
     ("changes", "message"),
     [
         ({"zero_stage": 3}, "ZeRO-3 cannot shard; set spec.zero.stage to 1 or 2"),
+        (
+            {"zero_stage": 3, "tuning": "LoRA", "lora": LORA | EXTRAS["DoRA"]},
+            "useDora needs whole weights, .* set spec.zero.stage to 1 or 2, or useDora: false",
+        ),
         ({"missing": "find_spec"}, "needs bitsandbytes, which is not in this image"),
         ({"missing": "_problem_on_cpu"}, "does not run on this CPU .*choose a profile with GPUs"),
     ],
 )
-def test_qlora_is_refused_where_it_cannot_run(
-    changes: dict[str, Any], message: str, root: Path, monkeypatch: pytest.MonkeyPatch
+def test_what_cannot_run_is_refused_before_anything_is_fetched(
+    changes: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    changes = {"tuning": "QLoRA", "lora": LORA} | changes
     missing = changes.pop("missing", None)
     if missing:
         answer = None if missing == "find_spec" else "no such instruction"
         monkeypatch.setattr(f"finetune_trainer.lora.{missing}", lambda *args: answer)
     with pytest.raises(ConfigurationError, match=message):
-        case(root, f"refused {missing}", tuning="QLoRA", lora=LORA, **changes)
+        prepare(run_config(tmp_path, **changes))

@@ -75,20 +75,31 @@ def quantization(dtype: Any) -> Any:
     )
 
 
+def allowed_stages(run: RunConfig) -> tuple[int, ...]:
+    """ZeRO stages that the run's tuning works with; Auto must not choose another."""
+    dora = run.lora is not None and run.lora.use_dora
+    return (1, 2) if dora or run.tuning == "QLoRA" else (1, 2, 3)
+
+
 def check_tuning(run: RunConfig) -> None:
     """Refuse settings that cannot work here, before anything is fetched.
 
     Raises:
-        ConfigurationError: QLoRA without what it needs.
+        ConfigurationError: the sharding does not fit the tuning, or QLoRA lacks what it needs.
     """
-    if run.tuning != "QLoRA":
-        return
     other = "use spec.method.tuning: LoRA"
-    if run.zero_stage == 3:
+    quantized = run.tuning == "QLoRA"
+    if run.zero_stage not in allowed_stages(run):
         raise ConfigurationError(
             "spec.method.tuning: QLoRA keeps base weights of 4 bits, which ZeRO-3 cannot shard; "
             f"set spec.zero.stage to 1 or 2, or {other}"
+            if quantized
+            # Peft reads weights outside of the layers for which DeepSpeed gathers them.
+            else "spec.method.lora.useDora needs whole weights, which ZeRO-3 does not keep; set "
+            "spec.zero.stage to 1 or 2, or useDora: false"
         )
+    if not quantized:
+        return
     if find_spec("bitsandbytes") is None:
         raise ConfigurationError(
             "spec.method.tuning: QLoRA needs bitsandbytes, which is not in this image; set "
