@@ -16,6 +16,8 @@ from transformers.utils import logging as transformers_logging
 
 from finetune_api.run_config import WORK_MODEL, RunConfig
 from finetune_trainer.errors import ConfigurationError, ModelError
+from finetune_trainer.fast import attention
+from finetune_trainer.fast.apply import speed_up, use_segments
 from finetune_trainer.lora import add_adapter, quantization
 from finetune_trainer.losses import SummedLoss
 from finetune_trainer.objectives import objective_of
@@ -67,6 +69,7 @@ def build(run: RunConfig, gang: Gang) -> Engine:
     if run.training.gradient_checkpointing:
         base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model = add_adapter(base, run, run.lora) if run.lora else base
+    speed_up(model, base, sharded)
     optimizer = _optimizer(model, run)
     objective = objective_of(run)
     wrapped, *_ = deepspeed.initialize(
@@ -79,6 +82,10 @@ def build(run: RunConfig, gang: Gang) -> Engine:
     torch.manual_seed(run.training.seed + gang.rank)  # dropout: different on every process
     flat = base.config._attn_implementation == "flash_attention_2"
     engine = Engine(wrapped, model, optimizer, flat, objective, keep_alive)
+    if isinstance(wrapped.module, SummedLoss):
+        wrapped.module.fuse(base, gang.device)
+        if use_segments(base, gang.device):
+            wrapped.module.by_segments()
     if run.training.packing and objective.packs:
         check_separation(wrapped.module, gang.device)
     return engine
@@ -148,13 +155,14 @@ def check_separation(module: SummedLoss, device: torch.device) -> None:
     length = 8
     positions = torch.arange(length).repeat(2)[None].to(device)
     keep = torch.arange(length, 2 * length).to(device)
+    segments = attention.segments(positions.cpu().numpy())
     vocabulary = module.model.config.get_text_config().vocab_size
     second = torch.arange(length)
     module.eval()
     seen = []
     for first in (torch.arange(length) + 1, torch.arange(length) + 11):
         ids = torch.cat((first, second)).remainder(vocabulary)[None].to(device)
-        seen.append(module.logits(ids, positions, keep).float())
+        seen.append(module.logits(ids, positions, keep, segments).float())
     module.train()
     apart = (seen[0] - seen[1]).abs().max().item()
     if apart > 1e-3 * max(1.0, seen[0].abs().max().item()):
