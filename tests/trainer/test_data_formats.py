@@ -46,7 +46,8 @@ def test_unknown_columns_are_refused_with_those_of_every_format() -> None:
         "Chat: messages (a list of {role, content}) or conversations (a list of {from, value}); "
         "Instruction: prompt and completion, or instruction, output and perhaps input; "
         "Text: text; "
-        "Preference: prompt, chosen and rejected (DPO, ORPO), or prompt, completion and label (KTO))"
+        "Preference: prompt, chosen and rejected (DPO, ORPO), or prompt, completion and label "
+        "(KTO))"
     )
 
 

@@ -83,8 +83,9 @@ class _SegmentAttention(torch.autograd.Function):
         for row, a, b in ctx.where:
             for first in range(a, b, BLOCK):
                 seen, last = slice(a, min(first + BLOCK, b)), slice(first, min(first + BLOCK, b))
-                given = [x[row, :, last] for x in (query, grad, out, sums)]
-                parts = _block_gradients(*given, key[row, :, seen], value[row, :, seen], ctx.scale)
+                q, g, o, s = (x[row, :, last] for x in (query, grad, out, sums))
+                k, v = key[row, :, seen], value[row, :, seen]
+                parts = _block_gradients(q, g, o, s, k, v, ctx.scale)
                 into[0][row, :, last] = parts[0]
                 for target, part in zip(into[1:], parts[1:], strict=True):
                     old = target[row, :, slice(a, first)]
