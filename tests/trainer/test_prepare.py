@@ -15,8 +15,8 @@ from finetune_api.memory import estimate
 from finetune_api.outcome import LengthBin, Outcome, PrepareFacts, ResolvedTraining
 from finetune_api.run_config import MemoryLimit, RunConfig, SourceConfig
 from finetune_api.sizes import GIB, Setup
-from finetune_trainer.errors import DataError
-from finetune_trainer.fit import resolved_run
+from finetune_trainer.errors import ConfigurationError, DataError
+from finetune_trainer.fit import fit, resolved_run
 from finetune_trainer.model.check import inspect_model
 from finetune_trainer.prepare import main, prepare, total_steps
 
@@ -106,6 +106,15 @@ def test_auto_is_settled_by_the_memory_that_is_there(
     trained = resolved_run(run, facts).training
     assert (trained.micro_batch_size, trained.gradient_accumulation_steps) == (2, 2)
     assert resolved_run(run, facts.model_copy(update={"resolved": None})) == run
+
+
+def test_weights_cannot_be_offloaded_under_a_fixed_lower_stage(model: Path) -> None:
+    shape = inspect_model(model, "tiny").shape
+    run = a_run(Path("w"), model, Path("d"), zero_stage=2, offload="OptimizerAndParameters")
+    with pytest.raises(ConfigurationError, match=r"needs spec.zero.stage 3 or Auto \(now 2\)"):
+        fit(run, shape)
+    free = run.model_copy(update={"auto": ["zeroStage"]})
+    assert fit(free, shape).resolved.zero_stage == 3
 
 
 def test_what_cannot_fit_is_refused_before_the_data_are_prepared(

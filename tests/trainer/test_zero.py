@@ -144,4 +144,4 @@ def test_deepspeed_knows_every_key_and_reads_the_values_as_meant(
     ):
         assert (there is not None) == wanted
         if there is not None:
-            assert (there.device.value, there.pin_memory) == ("cpu", accelerator == "CUDA")
+            assert (there.device, there.pin_memory) == ("cpu", accelerator == "CUDA")

@@ -8,7 +8,7 @@ from finetune_api.fitting import Fitted, TooLarge, applied, decide, gib, parts
 from finetune_api.outcome import PrepareFacts
 from finetune_api.run_config import RunConfig
 from finetune_api.sizes import Attention, ModelShape
-from finetune_trainer.errors import OutOfMemoryError
+from finetune_trainer.errors import ConfigurationError, OutOfMemoryError
 from finetune_trainer.logs import say
 
 
@@ -16,8 +16,15 @@ def fit(run: RunConfig, shape: ModelShape) -> Fitted:
     """Settle every `Auto` that concerns memory.
 
     Raises:
+        ConfigurationError: weights are to be offloaded under a stage that cannot.
         OutOfMemoryError: by the estimate nothing fits; no GPU has been asked for yet.
     """
+    fixed = "zeroStage" not in run.auto and run.zero_stage < 3
+    if fixed and run.offload == "OptimizerAndParameters":
+        raise ConfigurationError(
+            f"spec.zero.offload: OptimizerAndParameters needs spec.zero.stage 3 or Auto (now "
+            f"{run.zero_stage}); lower stages keep all parameters on every GPU"
+        )
     found = decide(run, shape, attention(run))
     if isinstance(found, TooLarge):
         raise OutOfMemoryError(found.message)
