@@ -97,17 +97,23 @@ def special(told: Story) -> list[Scenario]:
         "checkpoints": {"every_steps": 1, "keep": 1},
         "evaluation": {"every_steps": 1, "early_stopping_patience": 2},
     }
+    halves = []
+    for stage in (1, 2, 3):
+        half = {"zero_stage": stage, "precision": "BF16"}
+        halves += [
+            told.new(f"bfloat16 {stage}", 2, **half),
+            told.new(f"bfloat16 {stage}, cut", 2, **half, asked_after=1),
+            told.make(f"bfloat16 {stage}, cut", 2, **half),
+        ]
     copies = {name: told.copy(name) for name in ("broken", "other settings", "never")}
     return [
+        *halves,
         told.make("stage 1 to 3", 2, zero_stage=3),
         told.make("killed", 2, zero_stage=2),
         told.new("dropout", 2, **DROPOUT),
         told.new("dropout again", 2, **DROPOUT),
         told.new("dropout, cut", 2, **DROPOUT, asked_after=1),
         told.make("dropout, cut", 2, **DROPOUT),
-        told.new("bfloat16", 2, zero_stage=3, precision="BF16"),
-        told.new("bfloat16, cut", 2, zero_stage=3, precision="BF16", asked_after=1),
-        told.make("bfloat16, cut", 2, zero_stage=3, precision="BF16"),
         told.new(
             "best", 2, held_out=HELD_OUT, **best, zero_stage=3, evaluations=[3.0, 2.0, 2.5, 2.6]
         ),
@@ -162,9 +168,10 @@ def test_a_run_goes_on_at_another_zero_stage(story: Story) -> None:
     assert "of step 2 (written by 2 processes, ZeRO 1)" in found.ended["log"]
 
 
-def test_bfloat16_goes_on_from_the_32_bit_weights(story: Story) -> None:
-    whole, cut = scenario(story, "bfloat16"), scenario(story, "bfloat16, cut")
-    assert resumed_from(story, "bfloat16, cut") == 2
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_bfloat16_goes_on_from_the_32_bit_weights(story: Story, stage: int) -> None:
+    whole, cut = (scenario(story, f"bfloat16 {stage}{name}") for name in ("", ", cut"))
+    assert resumed_from(story, f"bfloat16 {stage}, cut") == 2
     assert cut.losses == whole.losses
     name = "result/model.safetensors"
     assert (cut.work / name).read_bytes() == (whole.work / name).read_bytes()

@@ -49,18 +49,24 @@ class Owned:
 
     def __init__(self, engine: Engine, gang: Gang) -> None:
         """Look up where everything is; it stays there for the life of the engine."""
-        self._zero = engine.deepspeed.optimizer
-        self._third = hasattr(self._zero, "fp32_partitioned_groups_flat")
+        self._zero = zero = engine.deepspeed.optimizer
         names = {id(p): name for name, p in engine.model.named_parameters()}
-        found = (
-            _of_stage_3(self._zero, names, gang) if self._third else _of_1_and_2(self._zero, names)
-        )
+        self._third = hasattr(zero, "fp32_partitioned_groups_flat")
+        if self._third:
+            self._vectors: list[Tensor] = zero.fp32_partitioned_groups_flat
+            found = _of_stage_3(zero.fp16_groups, names, gang)
+        elif hasattr(zero, "single_partition_of_fp32_groups"):
+            self._vectors = zero.single_partition_of_fp32_groups
+            found = _of_1_and_2(zero.bit16_groups, names)
+        else:  # what DeepSpeed takes for ZeRO 1 in bfloat16 with gradients added up in 32 bit
+            self._vectors = zero.fp32_groups_flat_partition
+            found = _of_1_and_2(zero.bf16_groups, names)
         self.fragments: list[Fragment] = list(found)
 
     def tensors(self, kind: Kind) -> list[Tensor]:
         """The flat vectors of one kind, of all groups; moments are made where they are not yet."""
         if kind == "weight":
-            return [flat.detach() for flat in self._flats()]
+            return [flat.detach() for flat in self._vectors]
         return [state[kind] for state in self._states()]
 
     @property
@@ -76,17 +82,10 @@ class Owned:
             else:  # DeepSpeed's own Adam for CPUs counts with Python's numbers
                 state["step"] = steps
 
-    def _flats(self) -> list[Tensor]:
-        """The 32-bit weights; these very objects are what AdamW's state belongs to."""
-        zero = self._zero
-        if self._third:
-            return list(zero.fp32_partitioned_groups_flat)
-        return list(zero.single_partition_of_fp32_groups)
-
     def _states(self) -> list[dict[str, Any]]:
         """AdamW's state of every group; as its first step would make it, where that is to come."""
-        adam, flats = self._zero.optimizer, self._flats()
-        for flat in flats:
+        adam = self._zero.optimizer
+        for flat in self._vectors:  # these very objects are what AdamW's state belongs to
             if not adam.state[flat]:
                 on_device = adam.defaults.get("fused") or adam.defaults.get("capturable")
                 device = flat.device if on_device else torch.device("cpu")
@@ -96,7 +95,7 @@ class Owned:
                     "exp_avg": torch.zeros_like(flat, requires_grad=False),
                     "exp_avg_sq": torch.zeros_like(flat, requires_grad=False),
                 }
-        return [adam.state[flat] for flat in flats]
+        return [adam.state[flat] for flat in self._vectors]
 
     @torch.no_grad()
     def refresh(self) -> None:
@@ -106,13 +105,13 @@ class Owned:
             zero.update_lp_params()
             return
         zero.checkpoint_event_prologue()  # drops whole copies, which are of the old weights
-        for group in range(len(zero.fp32_partitioned_groups_flat)):
+        for group in range(len(self._vectors)):
             zero._reassign_or_swap_out_partitioned_parameters(group)
         zero.checkpoint_event_epilogue()  # gathers the small ones that every process has whole
 
 
-def _of_1_and_2(zero: Any, names: dict[int, str]) -> Iterator[Fragment]:
-    for group, parameters in enumerate(zero.bit16_groups):
+def _of_1_and_2(groups: list[Any], names: dict[int, str]) -> Iterator[Fragment]:
+    for group, parameters in enumerate(groups):
         for parameter in parameters:
             mapping = parameter._hp_mapping
             if mapping is not None:  # else it is all of other processes
@@ -121,8 +120,8 @@ def _of_1_and_2(zero: Any, names: dict[int, str]) -> Iterator[Fragment]:
                 yield Fragment(name, int(here.start), int(here.numel), group, int(there.start))
 
 
-def _of_stage_3(zero: Any, names: dict[int, str], gang: Gang) -> Iterator[Fragment]:
-    for group, parameters in enumerate(zero.fp16_groups):
+def _of_stage_3(groups: list[Any], names: dict[int, str], gang: Gang) -> Iterator[Fragment]:
+    for group, parameters in enumerate(groups):
         offset = 0
         for parameter in parameters:
             part = int(parameter.partition_numel())
