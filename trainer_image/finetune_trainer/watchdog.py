@@ -9,9 +9,9 @@ Every activity has a budget of its own, in seconds, and starts with all of it:
 | activity | budget |
 |---|---|
 | Starting: imports, and the workers finding each other | 2100 |
-| Loading, Checkpointing, Saving | 600 + what reading or writing takes at 20 MB/s |
+| Loading, Checkpointing, Saving, Done | 600 + what reading or writing takes at 20 MB/s |
 | Evaluating: until the next batch | 600 |
-| Training: until the first step, or its next micro-batch | 600 |
+| Training: until the first step | 600 |
 | Training: until the next step | max(60, 10 x the median step) |
 
 A main thread that waits in C for ever has let go of Python's lock, so this thread runs. One that
@@ -39,7 +39,10 @@ from typing import IO, Literal
 from finetune_api.outcome import ExitCode, Failure, Outcome
 from finetune_trainer.outcome_file import write_outcome
 
-Activity = Literal["Starting", "Loading", "Evaluating", "Training", "Checkpointing", "Saving"]
+Activity = Literal[
+    "Starting", "Loading", "Evaluating", "Training", "Checkpointing", "Saving", "Done"
+]
+"""As the status names them, and what comes before."""
 
 STEPS_REMEMBERED = 50
 """Steps whose median counts."""
