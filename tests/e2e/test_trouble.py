@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from pathlib import Path
 from typing import Any
 
@@ -85,16 +86,8 @@ def test_a_killed_worker_fails_the_job_with_rank_node_and_last_lines(kube: Kube)
     training_ = EXAMPLE["spec"]["training"] | {"maxSteps": 1000}
     name = run(kube, "killed", training=training_, restartPolicy={"maxRestarts": 0})
 
-    def training() -> Json | None:
-        status = kube.job("demo", name).get("status", {})
-        assert status.get("phase") != "Failed", status
-        return status if (status.get("progress") or {}).get("step") else None
-
-    eventually("the first step", training, 900)
-    victim = kube.pods("demo", f"{name}-train-0")[1]["metadata"]["name"]
-    kill = "import os, signal, pathlib\n" + KILL_RANK
-    kubectl = [program("kubectl"), "--kubeconfig", str(kubeconfig())]
-    output([*kubectl, "-n", "demo", "exec", victim, "--", "python", "-c", kill])
+    trained_until(kube, name, 1)
+    victim = kill_rank_1(kube, name)
     failure = failed(kube, name, 120)
     assert (failure["class"], failure["stage"], failure["rank"]) == ("Killed", "train", 1)
     assert (failure["pod"], failure["exitCode"]) == (victim, 137)
@@ -103,6 +96,84 @@ def test_a_killed_worker_fails_the_job_with_rank_node_and_last_lines(kube: Kube)
     assert not [
         p for p in kube.pods("demo", f"{name}-train-0") if p["status"]["phase"] == "Running"
     ]
+
+
+def trained_until(kube: Kube, name: str, step: int) -> None:
+    """Wait until so many steps are reported as done."""
+
+    def training() -> Json | None:
+        status = kube.job("demo", name).get("status", {})
+        assert status.get("phase") != "Failed", status
+        return status if ((status.get("progress") or {}).get("step") or 0) >= step else None
+
+    eventually(f"step {step}", training, 900)
+
+
+def kill_rank_1(kube: Kube, name: str) -> str:
+    """SIGKILL for the training process of the second worker; the name of its pod."""
+    victim: str = kube.pods("demo", f"{name}-train-0")[1]["metadata"]["name"]
+    kill = "import os, signal, pathlib\n" + KILL_RANK
+    kubectl = [program("kubectl"), "--kubeconfig", str(kubeconfig())]
+    output([*kubectl, "-n", "demo", "exec", victim, "--", "python", "-c", kill])
+    return victim
+
+
+def succeeded(kube: Kube, name: str, seconds: float = 900) -> Json:
+    """The status of a job, once it has succeeded."""
+
+    def ended() -> Json | None:
+        status: Json = kube.job("demo", name).get("status", {})
+        assert status.get("phase") != "Failed", status
+        return status if status.get("phase") == "Succeeded" else None
+
+    found: Json = eventually(f"{name} to succeed", ended, seconds)
+    return found
+
+
+SHORT = EXAMPLE["spec"]["training"] | {"maxSteps": 10}
+
+
+def first_step_again(kube: Kube, name: str) -> int:
+    """The first step that the second attempt did, from the log of its first worker."""
+    kubectl = [program("kubectl"), "--kubeconfig", str(kubeconfig()), "-n", "demo", "logs"]
+    log = output([*kubectl, f"job/{name}-train-1"])
+    found = re.search(r"step (\d+)/\d+  loss", log)
+    assert found is not None, log
+    return int(found[1])
+
+
+def test_a_killed_rank_costs_the_steps_since_the_last_checkpoint_and_not_the_job(
+    kube: Kube,
+) -> None:
+    checkpoints = {"everySteps": 3}
+    name = run(kube, "survives", training=SHORT, checkpoints=checkpoints)
+    trained_until(kube, name, 5)
+    kill_rank_1(kube, name)
+    status = succeeded(kube, name)
+    (entry,) = status["restarts"]["history"]
+    assert (status["attempt"], entry["cause"], entry["class"]) == (1, "Platform", "Killed")
+    assert first_step_again(kube, name) in (4, 7, 10)
+    assert status["progress"]["step"] == 10
+    assert status["output"]["evalLossAfter"] < status["output"]["evalLossBefore"]
+
+
+def test_a_suspended_job_keeps_what_it_has_learned(kube: Kube) -> None:
+    name = run(kube, "pauses", training=SHORT)
+    trained_until(kube, name, 3)
+    kube.patch(f"{JOBS}/{name}", {"spec": {"suspend": True}})
+
+    def gone() -> bool:
+        alive = [p["status"]["phase"] for p in kube.pods("demo", f"{name}-train-0")]
+        return not {"Pending", "Running"} & set(alive)
+
+    eventually("the workers to be gone", gone, 120)
+    assert kube.job("demo", name)["status"]["phase"] == "Suspended"
+    done = kube.job("demo", name)["status"]["progress"]["step"]
+    kube.patch(f"{JOBS}/{name}", {"spec": {"suspend": False}})
+    status = succeeded(kube, name)
+    assert (status["attempt"], status.get("restarts")) == (1, None)
+    assert first_step_again(kube, name) > done
+    assert status["progress"]["step"] == 10
 
 
 KILL_RANK = """
