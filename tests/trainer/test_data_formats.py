@@ -45,8 +45,8 @@ def test_unknown_columns_are_refused_with_those_of_every_format() -> None:
         "Rename the columns to those of one format ("
         "Chat: messages (a list of {role, content}) or conversations (a list of {from, value}); "
         "Instruction: prompt and completion, or instruction, output and perhaps input; "
-        "Text: text; "
-        "Preference: prompt, chosen and rejected (DPO, ORPO), or prompt, completion and label (KTO))"
+        "Text: text; Preference: prompt, chosen and rejected (DPO, ORPO), or prompt, completion "
+        "and label (KTO))"
     )
 
 
