@@ -285,11 +285,11 @@ def torchrun(processes: int, *command: str, timeout: float = 570) -> str:
     return output
 
 
-def run_cases(directory: Path, processes: int, cases: list[Case]) -> None:
+def run_cases(directory: Path, processes: int, cases: list[Case], timeout: float = 240) -> None:
     """Train all cases with one gang, in this order."""
     file = directory / f"cases-{processes}.json"
     file.write_text(json.dumps([[c.run.model_dump(mode="json"), c.patches] for c in cases]))
-    torchrun(processes, "training_builders", str(file))
+    torchrun(processes, "training_builders", str(file), timeout=timeout)
 
 
 def main(file: str) -> None:

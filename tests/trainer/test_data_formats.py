@@ -45,9 +45,8 @@ def test_unknown_columns_are_refused_with_those_of_every_format() -> None:
         "Rename the columns to those of one format ("
         "Chat: messages (a list of {role, content}) or conversations (a list of {from, value}); "
         "Instruction: prompt and completion, or instruction, output and perhaps input; "
-        "Text: text; "
-        "Preference: prompt, chosen and rejected (DPO, ORPO), or prompt, completion and label "
-        "(KTO))"
+        "Text: text; Preference: prompt, chosen and rejected (DPO, ORPO), or prompt, completion "
+        "and label (KTO))"
     )
 
 
@@ -172,8 +171,7 @@ def test_a_record_becomes_a_plain_example(
         pytest.param(
             "Instruction",
             {"prompt": "a", "completion": 3},
-            ": `completion` must be a string, found a number; write it as text, or remove the "
-            "example",
+            ": `completion` must be a string, found a number",
             id="completion is a number",
         ),
         pytest.param(

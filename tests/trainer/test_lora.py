@@ -62,7 +62,7 @@ def alone(root: Path) -> dict[str, Case]:
         name: case(root, name, tuning="LoRA", lora=LORA | extra)
         for name, extra in ({"LoRA": {}} | EXTRAS).items()
     }
-    run_cases(root, 1, list(made.values()))
+    run_cases(root, 1, list(made.values()), timeout=480)
     return made
 
 
@@ -90,7 +90,7 @@ def pair(root: Path) -> dict[str, Case]:
             zero_stage=stage,
             num_proc_per_node=2,
         )
-    run_cases(root, 2, list(made.values()))
+    run_cases(root, 2, list(made.values()), timeout=480)
     return made
 
 

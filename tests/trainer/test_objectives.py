@@ -79,7 +79,7 @@ def alone(root: Path) -> dict[str, Case]:
             cases.add(f"{objective} {tuning}", objective, **changes)
         cases.add(f"{objective} at once", objective, micro_batch_size=4, **LORA_TUNING)
     cases.add("CPT", "CPT", **LORA_TUNING)
-    run_cases(root, 1, list(cases.made.values()))
+    run_cases(root, 1, list(cases.made.values()), timeout=480)
     return cases.made
 
 
@@ -105,7 +105,7 @@ def pair(root: Path) -> dict[str, Case]:
         **two,
         **LORA_TUNING,
     )
-    run_cases(root, 2, list(cases.made.values()))
+    run_cases(root, 2, list(cases.made.values()), timeout=480)
     return cases.made
 
 

@@ -13,6 +13,7 @@ from training_builders import (
     arrays,
     examples,
     run_config,
+    sequences,
     summed_loss,
     torchrun,
     write_work,
@@ -20,7 +21,6 @@ from training_builders import (
 
 from finetune_api.artefact import TrainingState, Verification
 from finetune_trainer.answers import prompts
-from finetune_trainer.batches import Sequences
 from finetune_trainer.export import export
 from finetune_trainer.proof_examples import LEAST, MOST, choose, examples_of
 
@@ -33,10 +33,6 @@ CASES: dict[str, dict[str, Any]] = {
     "merged, ZeRO-1": {"zero_stage": 1, "tuning": "LoRA", "lora": LORA, "merge": True},
     "full, ZeRO-2, 16 bits": {"zero_stage": 2, "precision": "BF16"},
 }
-
-
-def sequences(data: dict[str, Any]) -> Sequences:
-    return Sequences(**data)
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from hub_server import Repository, running_hub
 from trainer_builders import a_run, questions, tiny_model, write_jsonl
+from training_builders import dense
 
 from finetune_api.run_config import EvaluationConfig, RunConfig, SourceConfig
-from finetune_trainer.data.store import read_split
 from finetune_trainer.errors import DataError
 from finetune_trainer.prepare import prepare
 
@@ -42,8 +42,7 @@ def test_the_first_examples_are_written_and_counted_whatever_the_datas_own_forma
     run = a_run_with(tmp_path, model, *texts(10))
     facts = prepare(run)
     assert (facts.format, facts.examples, facts.retention_examples) == ("Instruction", 16, 3)
-    found = read_split(tmp_path / "work/data", "retention")
-    assert {array.dtype for array in found.values()} == {np.dtype(np.int32)}
+    found = dense(tmp_path / "work/data/retention")
     starts = (found["position_ids"] == 0) & (found["labels"] == -100)
     learned = np.roll(found["labels"] != -100, -1, axis=1)
     assert int((starts & learned).sum()) == 3  # all but the first token of every text is judged
@@ -53,7 +52,7 @@ def test_the_first_examples_are_written_and_counted_whatever_the_datas_own_forma
 def test_long_texts_are_cut_at_the_sequence_length(tmp_path: Path, model: Path) -> None:
     run = a_run_with(tmp_path, model, *texts(3, words=60), sequence_length=64)
     assert prepare(run).retention_examples == 3
-    assert read_split(tmp_path / "work/data", "retention")["input_ids"].shape == (3, 64)
+    assert dense(tmp_path / "work/data/retention")["input_ids"].shape == (3, 64)
 
 
 def test_a_run_without_retention_set_has_none(tmp_path: Path, model: Path) -> None:
