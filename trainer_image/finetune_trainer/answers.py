@@ -8,7 +8,7 @@ from typing import Any
 from finetune_api.artefact import ProofExample
 
 COUNT = 3
-NEW_TOKENS = 48
+NEW_TOKENS = 32
 """Tokens of an answer ..."""
 NEW_TOKENS_LARGE = 16
 """... and of one by a model of more than `LARGE` parameters."""
