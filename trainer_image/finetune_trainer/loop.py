@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from finetune_api.run_config import RunConfig
 from finetune_trainer.batches import share, step_rows
 from finetune_trainer.engine import Engine
 from finetune_trainer.losses import tensors
+from finetune_trainer.perplexity import sentence
 from finetune_trainer.ranks import Gang
 from finetune_trainer.report import duration
 from finetune_trainer.schedule import learning_rate
@@ -243,24 +243,22 @@ class LossLog:
             f"{step.tokens_per_second:.0f} tok/s  eta {duration(eta_seconds)}"
         )
 
-    def evaluation(self, step: int, loss: float, metrics: dict[str, float] | None = None) -> None:
+    def evaluation(
+        self, step: int, loss: float, metrics: dict[str, float] | None = None, of_text: bool = True
+    ) -> None:
         """Log the loss on the held-out examples after `step` steps, and more numbers of it."""
         more = {f"eval/{name}": value for name, value in (metrics or {}).items()}
         self._write({"step": step, "evalLoss": loss, **more})
-        self._say(f"step {step}  held-out loss {loss:.3f}  perplexity {_perplexity(loss):.4g}")
+        self._say(f"step {step}  {sentence('held-out loss', loss, of_text=of_text)}")
 
-    def retention(self, step: int, loss: float) -> None:
+    def retention(self, step: int, loss: float, before: float | None) -> None:
         """Log the loss on the retention set after `step` steps."""
         self._write({"step": step, "retentionLoss": loss})
-        self._say(f"step {step}  retention loss {loss:.3f}  perplexity {_perplexity(loss):.4g}")
+        self._say(f"step {step}  {sentence('retention loss', loss, before)}")
 
     def _write(self, line: dict[str, Any]) -> None:
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
-
-
-def _perplexity(loss: float) -> float:
-    return math.exp(min(loss, 700.0))
 
 
 def _lines_until(path: Path, step: int) -> Iterator[str]:

@@ -107,7 +107,7 @@ def train(run: RunConfig, gang: Gang, watch: Watch, stop: StopRequest | None = N
         best_step = finish(course, history, watch.step or first)
     except DivergedError as exc:
         raise _rolled_back(exc, history, engine, run, gang, watch) from exc
-    after = measures.retention_loss()
+    after = measures.retention_loss(state.retention_loss_before)
     _save(engine, run, gang, watch)
     leave_verification(engine, run, gang, prepared.parameters)
     facts = _facts(course, task, watch.step or first, best_step, resumed)
@@ -238,9 +238,16 @@ def main(argv: list[str]) -> int:
     # Libraries about their own future: nothing that the reader of a job's log can do.
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
+    watchdog = Watchdog(rank, Path(directory) if directory else None).start()
+    try:
+        return _one_rank(argv, rank, Watch(NullReporter(), watchdog))
+    finally:
+        watchdog.stop()
+
+
+def _one_rank(argv: list[str], rank: int, watch: Watch) -> int:
     stop = StopRequest()
     stop.install()
-    watch = Watch(NullReporter(), Watchdog(rank, Path(directory) if directory else None).start())
     try:
         run = load_run(argv, "train")
         if rank == 0:

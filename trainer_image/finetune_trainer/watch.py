@@ -64,17 +64,19 @@ class Watch:
         if self.log:
             self.log.step(step, eta)
 
-    def after_evaluation(self, loss: float, seconds: float, metrics: dict[str, float]) -> None:
+    def after_evaluation(
+        self, loss: float, seconds: float, metrics: dict[str, float], of_text: bool
+    ) -> None:
         """Take note of the loss on the held-out examples."""
         self.estimate.evaluation_seconds = seconds
         self.reporter.update(eval_loss=loss)
         if self.log:
-            self.log.evaluation(self.step or 0, loss, metrics)
+            self.log.evaluation(self.step or 0, loss, metrics, of_text)
 
-    def after_retention(self, loss: float) -> None:
-        """Take note of the loss on the retention set."""
+    def after_retention(self, loss: float, before: float | None) -> None:
+        """Take note of the loss on the retention set, and of what it was before training."""
         if self.log:
-            self.log.retention(self.step or 0, loss)
+            self.log.retention(self.step or 0, loss, before)
 
 
 @dataclass(frozen=True)
@@ -100,10 +102,11 @@ class Measures:
         began, micro = time.monotonic(), self.run.training.micro_batch_size
         alive = self.watch.alive
         loss, metrics = measure(self.engine, self.held_out, self.gang, micro, alive)
-        self.watch.after_evaluation(loss, time.monotonic() - began, metrics)
+        of_text = self.run.objective in ("SFT", "CPT")
+        self.watch.after_evaluation(loss, time.monotonic() - began, metrics, of_text)
         return loss
 
-    def retention_loss(self) -> float | None:
+    def retention_loss(self, before: float | None = None) -> float | None:
         """Plain cross entropy; None where there is no retention set."""
         from finetune_trainer.plain import text_loss
 
@@ -112,5 +115,5 @@ class Measures:
         self.watch.doing("Evaluating")
         micro, alive = self.run.training.micro_batch_size, self.watch.alive
         loss = text_loss(self.engine, self.general, self.gang, micro, alive)
-        self.watch.after_retention(loss)
+        self.watch.after_retention(loss, before)
         return loss
