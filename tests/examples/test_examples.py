@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
 import yaml
 
 from finetune_api.profile import FineTuneProfile
+from finetune_api.run_config import RunConfig
 from finetune_api.v1alpha1 import FineTuneJob
 from finetune_operator.plan import Snapshot, make_snapshot
 
@@ -37,3 +39,11 @@ def test_an_example_means_the_same_to_every_yaml_reader(example: Path) -> None:
     """YAML 1.1, which Python reads, takes 1e-3 for a text; kubectl takes it for a number."""
     training = yaml.safe_load((example / "job.yaml").read_text())["spec"]["training"]
     assert isinstance(training["learningRate"], float)
+
+
+def test_the_run_configuration_for_a_machine_without_kubernetes_is_complete() -> None:
+    path = Path(__file__).parents[2] / "examples" / "standalone" / "run.json"
+    run = RunConfig.model_validate_json(path.read_bytes())
+    training = run.training
+    parts = (training.micro_batch_size, training.gradient_accumulation_steps, run.world_size)
+    assert (run.world_size, math.prod(parts)) == (2, training.global_batch_size)
