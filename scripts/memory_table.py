@@ -144,7 +144,7 @@ def comparison() -> list[str]:
     ]
     lines += [
         f"| {p.source} | {p.run} | {p.measured / 1e9:.1f} | {p.predicted / 1e9:.1f} | "
-        f"{100 * p.deviation:+.0f} % |"
+        f"{round(100 * p.deviation):+d} % |"
         for p in published()
     ]
     return lines

@@ -1,7 +1,7 @@
 """Models and other people's measurements, for `memory_table` and the tests.
 
 The shapes are those of the models' config.json. A published figure names what the software behind
-it does differently from this trainer; nothing else is changed to meet it. Sources: docs/memory.md.
+it does differently from this trainer. Sources, and what is assumed: docs/memory.md.
 """
 
 from __future__ import annotations

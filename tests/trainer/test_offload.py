@@ -34,7 +34,11 @@ CHOICES: list[tuple[int, str]] = [
     (3, "Optimizer"),
     (3, "OptimizerAndParameters"),
 ]
-IN_FLOAT32 = [(tuning, *choice) for tuning in TUNINGS for choice in CHOICES]
+IN_FLOAT32: list[tuple[str, int, str]] = [
+    *(("Full", *choice) for choice in CHOICES),
+    ("LoRA", 2, "Optimizer"),
+    ("LoRA", 3, "OptimizerAndParameters"),
+]
 IN_BFLOAT16: list[tuple[int, str]] = [(1, "None"), (2, "None"), (3, "None"), *CHOICES]
 
 
