@@ -169,3 +169,23 @@ def test_what_cannot_run_is_refused_before_anything_is_fetched(
         monkeypatch.setattr(f"finetune_trainer.lora.{missing}", lambda *args: answer)
     with pytest.raises(ConfigurationError, match=message):
         prepare(run_config(tmp_path, **changes))
+
+
+@pytest.mark.parametrize(
+    ("lora", "message"),
+    [
+        (
+            {"target_modules": ["q_proj", "query"]},
+            "targetModules: LlamaForCausalLM has no layer query; use some of down_proj, gate_proj",
+        ),
+        (
+            {"modules_to_save": ["embeddings"]},
+            "modulesToSave: LlamaForCausalLM has no layer embeddings; use some of .*embed_tokens",
+        ),
+    ],
+)
+def test_layers_that_the_model_does_not_have_are_refused_in_prepare(
+    lora: dict[str, Any], message: str, root: Path
+) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        case(root, "refused", tuning="LoRA", lora=LORA | lora)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune_api.run_config import LoraConfig, RunConfig
@@ -46,6 +47,44 @@ def add_adapter(model: Any, run: RunConfig, lora: LoraConfig) -> Any:
     adapted.peft_config["default"].base_model_name_or_path = name
     adapted.peft_config["default"].revision = revision
     return adapted
+
+
+def check_layers(directory: Path, run: RunConfig) -> None:
+    """Refuse names of layers that the model in `directory` does not have, without its weights.
+
+    Raises:
+        ConfigurationError: names the field, the name and those that there are.
+    """
+    lora = run.lora
+    if lora is None or (lora.target_modules == ["all-linear"] and not lora.modules_to_save):
+        return
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(
+            AutoConfig.from_pretrained(directory, local_files_only=True)
+        )
+    names = [name for name, _ in model.named_modules()]
+    fields = {"targetModules": lora.target_modules, "modulesToSave": lora.modules_to_save}
+    for field, wanted in fields.items():
+        strange = [w for w in wanted if w != "all-linear" and not _is_layer(w, names)]
+        if strange:
+            known = linear_layers(model) if field == "targetModules" else _last(names)
+            raise ConfigurationError(
+                f"spec.method.lora.{field}: {type(model).__name__} has no layer {strange[0]}; "
+                f"use some of {', '.join(known)}"
+            )
+
+
+def _is_layer(wanted: str, names: list[str]) -> bool:
+    return any(name == wanted or name.endswith(f".{wanted}") for name in names)
+
+
+def _last(names: list[str]) -> list[str]:
+    """Names without their place, and without numbers of layers in a list."""
+    found = {name.rsplit(".", 1)[-1] for name in names if name}
+    return sorted(name for name in found if not name.isdigit())
 
 
 def import_peft(quantized: bool = False) -> Any:

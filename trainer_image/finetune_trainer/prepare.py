@@ -23,7 +23,7 @@ from finetune_trainer.data.build_pairs import build_pairs, check_pairs
 from finetune_trainer.data.formats import PREFERENCES
 from finetune_trainer.data.store import META, DataMeta
 from finetune_trainer.logs import say, warn
-from finetune_trainer.lora import check_tuning
+from finetune_trainer.lora import check_layers, check_tuning
 from finetune_trainer.model.base import load_tokenizer, prepare_model
 from finetune_trainer.model.check import ModelInfo, check_length
 from finetune_trainer.objectives import needs_reference
@@ -55,6 +55,7 @@ def prepare(run: RunConfig) -> PrepareFacts:
     model = fetch_model(run.model)
     info = prepare_model(model.path, work / WORK_MODEL, run.model.uri)
     check_length(info, run.training.sequence_length)
+    check_layers(work / WORK_MODEL, run)
     tokenizer = load_tokenizer(work / WORK_MODEL, run.model.uri)
     make = build_pairs if paired else build
     built = make(run, data.files, tokenizer, info.vocabulary_size, work / WORK_DATA, run_hash(run))
