@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from finetune_api.run_config import LoraConfig, RunConfig
 from finetune_trainer.errors import ConfigurationError
+from finetune_trainer.model.fit import linear_layers
 
 if TYPE_CHECKING:
-    from torch import nn
+    pass
 
 
 def add_adapter(model: Any, run: RunConfig, lora: LoraConfig) -> Any:
@@ -130,12 +131,3 @@ def base_model(run: RunConfig) -> tuple[str, str | None]:
     if run.model.uri.startswith("hf://"):
         return run.model.uri.removeprefix("hf://"), run.model.revision
     return run.model.uri, None
-
-
-def linear_layers(model: nn.Module) -> list[str]:
-    """The names of linear layers, each once, without their place in the model."""
-    from torch import nn
-
-    return sorted(
-        {name.rsplit(".", 1)[-1] for name, m in model.named_modules() if isinstance(m, nn.Linear)}
-    )
