@@ -53,7 +53,7 @@ class _LoraLinear(torch.autograd.Function):
         if not ctx.together and ctx.needs_input_grad[1]:
             into_dropped = (into_narrow @ a).view(shape)
         into_a = into_narrow.t() @ seen
-        into_b = (grad.t() @ narrow).mul_(ctx.scale)
+        into_b = (narrow.t() @ grad).mul_(ctx.scale).t()  # this way round it takes half the time
         return into_x, into_dropped, None, None, into_a, into_b, None
 
 

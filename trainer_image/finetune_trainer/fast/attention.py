@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 NAME = "finetune_segments"
 """Under which transformers finds it."""
@@ -27,6 +28,10 @@ Segments = list[tuple[int, int, int]]
 
 BLOCK = 256
 """Queries whose scores are computed at a time in the backward pass."""
+
+PAD = 32
+"""Lengths are multiples of this: for every new shape of a product its code is generated anew,
+which takes longer than the product."""
 
 _proofs: list[tuple[Tensor, Tensor]] | None = None
 
@@ -61,13 +66,12 @@ class _SegmentAttention(torch.autograd.Function):
         out = query.new_empty(rows, length, heads, value.shape[-1]).transpose(1, 2)
         sums = query.new_empty(rows, heads, length, dtype=torch.float32)
         for row, a, b in where:
-            q, k, v = (x[row : row + 1, :, a:b] for x in (query, key, value))
+            q, k, v = (_padded(x[row : row + 1, :, a:b]) for x in (query, key, value))
             repeats = heads // key.shape[1]
             if repeats > 1:
                 k, v = (x.repeat_interleave(repeats, 1) for x in (k, v))
-            out[row : row + 1, :, a:b], sums[row : row + 1, :, a:b] = _flash(
-                q, k, v, 0.0, True, scale=scale
-            )
+            mine, totals = _flash(q, k, v, 0.0, True, scale=scale)
+            out[row, :, a:b], sums[row, :, a:b] = mine[0, :, : b - a], totals[0, :, : b - a]
         ctx.save_for_backward(query, key, value, out, sums)
         ctx.where, ctx.scale = where, scale
         return out
@@ -81,17 +85,44 @@ class _SegmentAttention(torch.autograd.Function):
             for x in (query, key, value)
         ]
         for row, a, b in ctx.where:
-            for first in range(a, b, BLOCK):
-                seen, last = slice(a, min(first + BLOCK, b)), slice(first, min(first + BLOCK, b))
-                q, g, o, s = (x[row, :, last] for x in (query, grad, out, sums))
-                k, v = key[row, :, seen], value[row, :, seen]
-                parts = _block_gradients(q, g, o, s, k, v, ctx.scale)
-                into[0][row, :, last] = parts[0]
-                for target, part in zip(into[1:], parts[1:], strict=True):
-                    old = target[row, :, slice(a, first)]
-                    part[:, : first - a] += old  # what earlier blocks found, in 32 bit
-                    target[row, :, seen] = part
+            whole = slice(a, b)
+            q, g, o, k, v = (_padded(x[row, :, whole]) for x in (query, grad, out, key, value))
+            total = _padded(sums[row, :, whole, None]).squeeze(-1)
+            compute = _block_gradients if b - a <= BLOCK else _example_gradients
+            parts = compute(q, g, o, total, k, v, ctx.scale)
+            for target, part in zip(into, parts, strict=True):
+                target[row, :, whole] = part[:, : b - a]
         return *into, None, None
+
+
+def _padded(x: Tensor) -> Tensor:
+    """[..., length, features] with zeros up to a multiple of `PAD`: causal attention of the tokens
+    before them cannot see them, and from a gradient of zero nothing comes back."""
+    return pad(x, (0, 0, 0, -x.shape[-2] % PAD))
+
+
+def _example_gradients(
+    query: Tensor,
+    grad: Tensor,
+    out: Tensor,
+    sums: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `_block_gradients`, for a whole example, block by block: sums over blocks in 32 bit."""
+    into_query = torch.empty_like(query)
+    into_key, into_value = (torch.zeros_like(x, dtype=torch.float32) for x in (key, value))
+    for first in range(0, query.shape[1], BLOCK):
+        last = slice(first, first + BLOCK)
+        seen = slice(0, min(first + BLOCK, query.shape[1]))
+        q, g, o, total = (x[:, last] for x in (query, grad, out, sums))
+        into_query[:, last], *parts = _block_gradients(
+            q, g, o, total, key[:, seen], value[:, seen], scale
+        )
+        into_key[:, seen] += parts[0]
+        into_value[:, seen] += parts[1]
+    return into_query, into_key, into_value
 
 
 def _block_gradients(
@@ -123,8 +154,7 @@ def _block_gradients(
     inner = (wide_grad * grouped(out)).sum(-1, keepdim=True)
     p = grouped(query).float() @ key.float().transpose(1, 2)
     p.mul_(scale).sub_(sums.reshape(heads, -1, 1)).exp_()
-    unseen = torch.ones(block, seen, dtype=torch.bool, device=key.device).triu_(seen - block + 1)
-    p.view(heads, -1, block, seen).masked_fill_(unseen, 0.0)
+    p.view(-1, block, seen).tril_(seen - block)
     into_p = wide_grad @ value.float().transpose(1, 2)
     into_scores = into_p.sub_(inner).mul_(p).mul_(scale).to(query.dtype)
     into_value = p.to(query.dtype).transpose(1, 2) @ grouped(grad)
