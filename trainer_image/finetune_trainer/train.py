@@ -42,7 +42,7 @@ from finetune_trainer.stopping import StopRequest
 if TYPE_CHECKING:
     from finetune_api.status import Activity
     from finetune_trainer.batches import Sequences
-    from finetune_trainer.checkpoint.manifest import Manifest
+    from finetune_trainer.checkpoint.history import History
     from finetune_trainer.course import Course
     from finetune_trainer.engine import Engine
     from finetune_trainer.loop import LossLog, Step, Task
@@ -110,9 +110,9 @@ def train(run: RunConfig, gang: Gang, watch: Watch, stop: StopRequest | None = N
     from finetune_trainer.batches import Sequences
     from finetune_trainer.checkpoint.history import History
     from finetune_trainer.checkpoint.manifest import RunState
-    from finetune_trainer.course import Course, finish
+    from finetune_trainer.course import Course, facts_of
     from finetune_trainer.engine import build
-    from finetune_trainer.loop import Task, train_steps
+    from finetune_trainer.loop import Task
     from finetune_trainer.result import save
 
     stop = stop or StopRequest()
@@ -140,25 +140,41 @@ def train(run: RunConfig, gang: Gang, watch: Watch, stop: StopRequest | None = N
     task = Task(engine, data, run, gang, prepared.total_steps, prepared.tokens / len(data))
     course = Course(run, gang, history.checkpoints, stop, state, watch, measure)
     stop.at_once = False
-    watch.doing("Training")
-    try:
-        train_steps(task, first, course)
-        best_step = finish(course, history, watch.step or first)
-        watch.reporter.update(activity="Saving", eta_seconds=watch.estimate.saving_seconds)
-        save(engine, run, gang)
-    except DivergedError as exc:
-        watch.doing("Saving")
-        step = history.go_back()
-        if step is None:
-            raise
-        save(engine, run, gang)
-        raise DivergedError(f"{exc}; the checkpoint of step {step} is left as the result") from exc
-    facts = _facts(course, task, watch.step or first, best_step, resumed)
+    best_step = _all_steps(task, first, course, history, watch)
+    watch.reporter.update(activity="Saving", eta_seconds=watch.estimate.saving_seconds)
+    save(engine, run, gang)
+    resumed_from = resumed.step if resumed else None
+    facts = facts_of(course, task, watch.step or first, best_step, resumed_from)
     if gang.is_lead:
         _leave(work, run, facts)
     gang.barrier()  # nobody says "done" before it is true
     engine.deepspeed.destroy()
     return facts
+
+
+def _all_steps(
+    task: Task, first: int, course: Course, history: History, watch: Watch
+) -> int | None:
+    """Train to the end; returns the step whose weights are there then, if not those of the last.
+
+    Raises:
+        DivergedError: the weights of the newest checkpoint, if there is one, are the result.
+    """
+    from finetune_trainer.course import finish
+    from finetune_trainer.loop import train_steps
+    from finetune_trainer.result import save
+
+    watch.doing("Training")
+    try:
+        train_steps(task, first, course)
+        return finish(course, history, watch.step or first)
+    except DivergedError as exc:  # on all processes alike
+        watch.doing("Saving")
+        step = history.go_back()
+        if step is None:
+            raise
+        save(task.engine, task.run, task.gang)
+        raise DivergedError(f"{exc}; the checkpoint of step {step} is left as the result") from exc
 
 
 def _open_log(watch: Watch, work: Path, gang: Gang, total_steps: int, first: int) -> None:
@@ -189,30 +205,6 @@ def _measure(
     loss = evaluate(engine, held_out, gang, run.training.micro_batch_size)
     watch.after_evaluation(loss, time.monotonic() - began)
     return loss
-
-
-def _facts(
-    course: Course, task: Task, steps: int, best_step: int | None, resumed: Manifest | None
-) -> TrainFacts:
-    """What is left for the status."""
-    state = course.state
-    if state.loss is None:
-        raise InternalError("no step was done; this is a bug of the trainer")
-    tokens = round(steps * task.run.training.global_batch_size * task.tokens_per_sequence)
-    return TrainFacts(
-        step=steps,
-        total_steps=task.total_steps,
-        loss=state.loss,
-        eval_loss_before=state.eval_loss_before,
-        eval_loss_after=course.last_evaluation if best_step is None else state.best_loss,
-        retention_loss_before=state.retention_loss_before,
-        best_step=best_step,
-        stopped_early=course.stopped_early,
-        resumed_from=resumed.step if resumed else None,
-        tokens=tokens,
-        tokens_per_second=tokens / state.seconds,
-        duration_seconds=state.seconds,
-    )
 
 
 def finished(run: RunConfig) -> TrainFacts | None:
