@@ -10,14 +10,15 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
+from finetune_api.outcome import TrainFacts
 from finetune_api.run_config import RunConfig
 from finetune_trainer import logs
 from finetune_trainer.checkpoint.history import History
 from finetune_trainer.checkpoint.manifest import RunState
 from finetune_trainer.checkpoint.saving import Checkpoints
-from finetune_trainer.errors import DivergedError, StoppedError
+from finetune_trainer.errors import DivergedError, InternalError, StoppedError
 from finetune_trainer.health import LossWatch
-from finetune_trainer.loop import Step
+from finetune_trainer.loop import Step, Task
 from finetune_trainer.ranks import Gang
 from finetune_trainer.stopping import StopRequest
 from finetune_trainer.watch import Doing
@@ -166,3 +167,32 @@ def finish(course: Course, history: History, done: int) -> int | None:
     if found is None:
         logs.warn(f"the result is of the last step: the checkpoint of the best, {best}, is gone")
     return found
+
+
+def facts_of(
+    course: Course, task: Task, steps: int, best_step: int | None, resumed_from: int | None
+) -> TrainFacts:
+    """What is left for the status.
+
+    Args:
+        steps: Optimizer steps done, those of earlier attempts included.
+        best_step: The step whose weights the result has, if they are not the last.
+    """
+    state = course.state
+    if state.loss is None:
+        raise InternalError("no step was done; this is a bug of the trainer")
+    tokens = round(steps * task.run.training.global_batch_size * task.tokens_per_sequence)
+    return TrainFacts(
+        step=steps,
+        total_steps=task.total_steps,
+        loss=state.loss,
+        eval_loss_before=state.eval_loss_before,
+        eval_loss_after=course.last_evaluation if best_step is None else state.best_loss,
+        retention_loss_before=state.retention_loss_before,
+        best_step=best_step,
+        stopped_early=course.stopped_early,
+        resumed_from=resumed_from,
+        tokens=tokens,
+        tokens_per_second=tokens / state.seconds,
+        duration_seconds=state.seconds,
+    )

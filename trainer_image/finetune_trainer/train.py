@@ -45,10 +45,7 @@ from finetune_trainer.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from finetune_trainer.checkpoint.history import History
-    from finetune_trainer.checkpoint.manifest import Manifest
-    from finetune_trainer.course import Course
     from finetune_trainer.engine import Engine
-    from finetune_trainer.loop import Task
     from finetune_trainer.ranks import Gang
 
 ENV_OUTCOME_DIRECTORY = "FINETUNE_OUTCOME_DIRECTORY"
@@ -72,7 +69,7 @@ def train(run: RunConfig, gang: Gang, watch: Watch, stop: StopRequest | None = N
     # torch and its friends take 10 s to import: the first report is out before that.
     from finetune_trainer.checkpoint.history import History
     from finetune_trainer.checkpoint.manifest import RunState
-    from finetune_trainer.course import Course, finish
+    from finetune_trainer.course import Course, facts_of, finish
     from finetune_trainer.loop import Task, train_steps
     from finetune_trainer.plain import leave_verification
 
@@ -110,7 +107,7 @@ def train(run: RunConfig, gang: Gang, watch: Watch, stop: StopRequest | None = N
     after = measures.retention_loss(state.retention_loss_before)
     _save(engine, run, gang, watch)
     leave_verification(engine, run, gang, prepared.parameters)
-    facts = _facts(course, task, watch.step or first, best_step, resumed)
+    facts = facts_of(course, task, watch.step or first, best_step, first or None)
     if gang.is_lead:
         _leave(work, asked, facts.model_copy(update={"retention_loss_after": after}))
     gang.barrier()  # nobody says "done" before it is true
@@ -171,30 +168,6 @@ def _open_log(watch: Watch, work: Path, gang: Gang, total_steps: int, first: int
     if first:
         watch.step = first
         watch.reporter.update(step=first)
-
-
-def _facts(
-    course: Course, task: Task, steps: int, best_step: int | None, resumed: Manifest | None
-) -> TrainFacts:
-    """What is left for the status."""
-    state = course.state
-    if state.loss is None:
-        raise InternalError("no step was done; this is a bug of the trainer")
-    tokens = round(steps * task.run.training.global_batch_size * task.tokens_per_sequence)
-    return TrainFacts(
-        step=steps,
-        total_steps=task.total_steps,
-        loss=state.loss,
-        eval_loss_before=state.eval_loss_before,
-        eval_loss_after=course.last_evaluation if best_step is None else state.best_loss,
-        retention_loss_before=state.retention_loss_before,
-        best_step=best_step,
-        stopped_early=course.stopped_early,
-        resumed_from=resumed.step if resumed else None,
-        tokens=tokens,
-        tokens_per_second=tokens / state.seconds,
-        duration_seconds=state.seconds,
-    )
 
 
 def finished(run: RunConfig) -> TrainFacts | None:
