@@ -113,12 +113,11 @@ def _offloads(run: RunConfig) -> list[Offload]:
 
 
 def _stages(run: RunConfig, offload: str) -> list[Literal[1, 2, 3]]:
-    """Weights can be offloaded under stage 3 only; 4-bit weights are not sharded by it."""
+    """Weights can be offloaded under stage 3 only, which not every tuning allows."""
     if "zeroStage" not in run.auto:
         return [run.zero_stage] if run.zero_stage == 3 or offload != OFFLOADS[2] else []
-    highest = 2 if run.tuning == "QLoRA" else 3
     least = 3 if offload == OFFLOADS[2] else run.zero_stage
-    return [stage for stage in STAGES if least <= stage <= highest]
+    return [stage for stage in STAGES if least <= stage <= run.highest_stage]
 
 
 def gib(size: int) -> str:
@@ -140,7 +139,7 @@ def advice(run: RunConfig) -> list[str]:
         fixes.append(f"lower spec.training.microBatchSize (now {training.micro_batch_size})")
     if not training.gradient_checkpointing:
         fixes.append("set spec.training.gradientCheckpointing: Always")
-    if run.zero_stage < 3 and run.world_size > 1 and run.tuning != "QLoRA":
+    if run.zero_stage < run.highest_stage == 3 and run.world_size > 1:
         fixes.append(f"set spec.zero.stage: 3 (now {run.zero_stage})")
     if run.accelerator == "CUDA" and run.offload != OFFLOADS[2]:
         further = OFFLOADS[2] if run.zero_stage == 3 else OFFLOADS[1]

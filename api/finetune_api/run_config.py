@@ -160,6 +160,12 @@ class RunConfig(ApiModel):
     merge: bool
 
     @property
+    def highest_stage(self) -> Literal[2, 3]:
+        """ZeRO stage: 3 shards neither 4-bit weights (QLoRA) nor what DoRA computes with."""
+        dora = self.lora is not None and self.lora.use_dora
+        return 2 if dora or self.tuning == "QLoRA" else 3
+
+    @property
     def world_size(self) -> int:
         """Training processes in all."""
         return self.num_nodes * self.num_proc_per_node

@@ -76,12 +76,6 @@ def quantization(dtype: Any) -> Any:
     )
 
 
-def allowed_stages(run: RunConfig) -> tuple[int, ...]:
-    """ZeRO stages that the run's tuning works with; Auto must not choose another."""
-    dora = run.lora is not None and run.lora.use_dora
-    return (1, 2) if dora or run.tuning == "QLoRA" else (1, 2, 3)
-
-
 def check_tuning(run: RunConfig) -> None:
     """Refuse settings that cannot work here, before anything is fetched.
 
@@ -90,7 +84,7 @@ def check_tuning(run: RunConfig) -> None:
     """
     other = "use spec.method.tuning: LoRA"
     quantized = run.tuning == "QLoRA"
-    if run.zero_stage not in allowed_stages(run):
+    if run.zero_stage > run.highest_stage:
         raise ConfigurationError(
             "spec.method.tuning: QLoRA keeps base weights of 4 bits, which ZeRO-3 cannot shard; "
             f"set spec.zero.stage to 1 or 2, or {other}"
