@@ -268,7 +268,7 @@ def environment(**more: str) -> dict[str, str]:
     }
 
 
-def torchrun(processes: int, *command: str, timeout: float = 570) -> str:
+def torchrun(processes: int, *command: str, timeout: float = 600) -> str:
     """Run `python -m command...` as a gang on this machine; returns what it printed."""
     start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     done = subprocess.run(
