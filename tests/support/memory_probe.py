@@ -139,9 +139,11 @@ def measure(run: Any, gang: Any) -> dict[str, int]:
 
 def main(cases: str, directory: str) -> None:
     """One rank."""
+    import finetune_trainer.engine  # noqa: F401 (so that what it imports is frozen with the rest)
     from finetune_api.run_config import RunConfig
     from finetune_trainer.ranks import join
 
+    gc.freeze()
     gang, results = None, []
     for data in json.loads(Path(cases).read_text()):
         run = RunConfig.model_validate(data)

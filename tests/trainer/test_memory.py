@@ -25,11 +25,9 @@ STATES: list[Key] = [("BF16", t, stage, "None") for t in ("Full", "LoRA") for st
 ELSEWHERE: list[Key] = [
     *(("BF16", "Full", stage, "Optimizer") for stage in STAGES),
     ("BF16", "Full", 3, "OptimizerAndParameters"),
-    ("BF16", "LoRA", 3, "OptimizerAndParameters"),
     ("FP32", "Full", 2, "Optimizer"),
-    ("FP32", "Full", 3, "Optimizer"),
 ]
-FLOAT32: list[Key] = [("FP32", "Full", stage, "None") for stage in STAGES]
+FLOAT32: list[Key] = [("FP32", "Full", stage, "None") for stage in (2, 3)]
 CASES = {2: STATES + ELSEWHERE + FLOAT32, 4: STATES}
 
 
@@ -113,7 +111,7 @@ def test_in_32_bit_weights_are_there_twice(
     found = held[2, key]
     assert expected.parameters == pytest.approx(found["parameters"], rel=0.01)
     assert expected.optimizer == pytest.approx(found["optimizer"], rel=0.01)
-    step = 4 * shape.parameters / 2 if key[2] > 1 else 0
+    step = 4 * shape.parameters / 2
     states = expected.parameters + expected.gradients + expected.optimizer + step
     assert states == pytest.approx(found["total"], rel=0.03)
 
