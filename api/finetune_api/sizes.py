@@ -123,7 +123,7 @@ class Stack(ApiModel):
     """Bytes per trained weight for AdamW's two averages."""
     gradient: int = 4
     """Bytes per trained weight for the sum of gradients."""
-    loss: Literal["OutputLayer", "Chunks", "Whole"] = "Chunks"
+    loss: Literal["OutputLayer", "Chunks", "Whole"] = "OutputLayer"
     """`OutputLayer`: the loss is taken inside of it, so that there are never all logits; `Whole`:
     over all positions at once."""
     loss_chunk: int = LOSS_CHUNK

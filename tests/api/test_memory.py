@@ -8,7 +8,7 @@ import pytest
 
 from finetune_api.memory import estimate
 from finetune_api.run_config import LoraConfig
-from finetune_api.sizes import GIB, LinearShape, ModelShape, Setup, trained_parameters
+from finetune_api.sizes import GIB, LinearShape, ModelShape, Setup, Stack, trained_parameters
 
 SHAPE = ModelShape(
     parameters=1_000_000_000,
@@ -141,10 +141,18 @@ def test_a_mask_costs_memory_in_every_layer() -> None:
 
 
 def test_logits_are_in_32_bit_for_a_chunk_only() -> None:
-    found = estimate(SHAPE, setup(sequence_length=10_000)).logits
+    chunks = Stack(loss="Chunks")
+    found = estimate(SHAPE, setup(sequence_length=10_000), chunks).logits
     assert found == 50_000 * (2 * 10_000 + 2 * (10_000 - 2048) + 12 * 2048)
-    alone = estimate(SHAPE, setup(precision="FP32"))
+    alone = estimate(SHAPE, setup(precision="FP32"), chunks)
     assert alone.logits == 12 * 1000 * 50_000
+
+
+def test_a_loss_inside_the_output_layer_never_has_all_logits() -> None:
+    short, long = (
+        estimate(SHAPE, setup(sequence_length=length)).logits for length in (1_000, 100_000)
+    )
+    assert short == long
 
 
 def test_all_terms_make_the_total() -> None:
