@@ -15,6 +15,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ from typing import Any
 import numpy as np
 
 from finetune_api.run_config import RunConfig
+from finetune_trainer.batches import IGNORED, Sequences
+from finetune_trainer.data.examples import LEARNED
+from finetune_trainer.data.store import EXAMPLES, SEQUENCES, TOKENS
 
 ROOT = Path(__file__).parents[1]
 BUILD = ROOT / "build" / "bench"
@@ -32,7 +36,6 @@ FLOP_PER_TOKEN = 4 * 134_515_008
 """LoRA: two operations per weight forward, two for the gradient of what goes into each layer."""
 HELD_OUT = 6
 """Packed sequences on which the losses are compared afterwards; neither side trains on them."""
-IGNORED = -100
 
 
 def configuration(work: Path, steps: int) -> dict[str, Any]:
@@ -120,27 +123,28 @@ def prepared(fresh: bool) -> Path:
 def hold_out(work: Path) -> None:
     """Take the last packed sequences away from both sides; write the other side's examples."""
     directory = work / "data" / "train"
-    names = ("input_ids", "labels", "position_ids")
-    ids, labels, positions = (np.load(directory / f"{name}.npy") for name in names)
-    (work / "held-out.json").write_text(
-        json.dumps(examples(ids[-HELD_OUT:], labels[-HELD_OUT:], positions[-HELD_OUT:]))
-    )
-    for name, array in zip(names, (ids, labels, positions), strict=True):
-        np.save(directory / f"{name}.npy", array[:-HELD_OUT])
-    told = examples(ids[:-HELD_OUT], labels[:-HELD_OUT], positions[:-HELD_OUT])
-    (work / "examples.json").write_text(json.dumps(told))
+    data = Sequences.open(directory)
+    kept = len(data) - HELD_OUT
+    for name, rows in (("held-out", range(kept, len(data))), ("examples", range(kept))):
+        (work / f"{name}.json").write_text(json.dumps(examples(data, rows)))
+    starts, sequences = np.array(data.examples), np.array(data.sequences[: kept + 1])
+    starts = starts[: sequences[-1] + 1]
+    tokens = np.array(data.tokens[: starts[-1]])
+    tokens.tofile(directory / TOKENS)
+    np.save(directory / EXAMPLES, starts)
+    np.save(directory / SEQUENCES, sequences)
 
 
-def examples(ids: Any, labels: Any, positions: Any) -> list[dict[str, list[int]]]:
+def examples(data: Sequences, rows: Iterable[int]) -> list[dict[str, list[int]]]:
     """What was packed, one by one: the same tokens and masks for the other side."""
     found = []
-    for row in range(len(ids)):
-        starts = [*np.flatnonzero(positions[row] == 0).tolist(), ids.shape[1]]
-        for a, b in pairwise(starts):
-            here = labels[row, a:b].copy()
-            here[0] = IGNORED  # what comes before it is another example
-            if (here != IGNORED).any():  # the rest is padding
-                found.append({"input_ids": ids[row, a:b].tolist(), "labels": here.tolist()})
+    for row in rows:
+        starts = data.examples[data.sequences[row] : data.sequences[row + 1] + 1]
+        for a, b in pairwise(starts.tolist()):
+            stored = np.array(data.tokens[a:b])
+            ids = (stored & np.uint32(LEARNED - 1)).astype(np.int64)
+            labels = np.where(stored >= LEARNED, ids, IGNORED)
+            found.append({"input_ids": ids.tolist(), "labels": labels.tolist()})
     return found
 
 
