@@ -264,7 +264,7 @@ def report(
     """The ratios that are promised, and what they come from; medians where there are several."""
 
     def middle(runs: list[dict[str, Any]], name: str) -> float:
-        return statistics.median(run[name] for run in runs if name in run)
+        return float(statistics.median(run[name] for run in runs if name in run))
 
     def ratio(name: str, other: list[dict[str, Any]]) -> float:
         return middle(mine, name) / middle(other, name)
