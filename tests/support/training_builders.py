@@ -156,6 +156,8 @@ def run_config(work: Path, **changes: Any) -> RunConfig:
     }
     for name, value in changes.items():
         (training if name in training else run)[name] = value
+    if training["max_steps"] is not None:
+        training["epochs"] = None
     processes = run["num_nodes"] * run["num_proc_per_node"]
     if "gradient_accumulation_steps" not in changes:
         share = training["global_batch_size"] // processes
