@@ -193,9 +193,9 @@ def _one(scenario: Scenario, gang: Any) -> dict[str, Any]:
 
     logs.set_up()
     logs.forget()
-    original, answers = evaluate.evaluate, list(scenario.evaluations or [])
+    original, answers = evaluate.measure, list(scenario.evaluations or [])
     if scenario.evaluations:
-        evaluate.evaluate = lambda *args: answers.pop(0)
+        evaluate.measure = lambda *args: (answers.pop(0), {})
     if scenario.dies_at:
         saving.write_shard = _dying(scenario.dies_at)
     try:
@@ -203,7 +203,7 @@ def _one(scenario: Scenario, gang: Any) -> dict[str, Any]:
     except TrainerError as exc:
         return {"class": exc.failure_class, "message": str(exc), "log": logs.tail()}
     finally:
-        evaluate.evaluate, saving.write_shard = original, files.write_shard
+        evaluate.measure, saving.write_shard = original, files.write_shard
     return {"facts": facts.to_json_dict(), "log": logs.tail()}
 
 

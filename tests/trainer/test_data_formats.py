@@ -171,7 +171,8 @@ def test_a_record_becomes_a_plain_example(
         pytest.param(
             "Instruction",
             {"prompt": "a", "completion": 3},
-            ": `completion` must be a string, found a number",
+            ": `completion` must be a string, found a number; write it as text, or remove the "
+            "example",
             id="completion is a number",
         ),
         pytest.param(

@@ -185,7 +185,7 @@ def test_long_answers_are_cut_or_left_out(
     long = {"prompt": "Why?", "chosen": "Because. " * 30, "rejected": "Never. " * 30}
     same = {"prompt": "Why?", "chosen": "Because. " * 30 + "A", "rejected": "Because. " * 30 + "B"}
     built, data = build(tmp_path, "DPO", [*pairs(3), long, same], long_examples=handling)
-    assert (built.truncated, len(data), built.meta.train.sequences) == (cut, kept, kept)
+    assert (built.found.truncated, len(data), built.meta.train.sequences) == (cut, kept, kept)
     assert built.meta.train.tokens == len(data.tokens)
     assert int(np.diff(data.starts).max()) <= 64
 

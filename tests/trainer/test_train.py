@@ -116,9 +116,9 @@ def test_a_run_that_is_done_is_not_done_again(rank_0: Path, tmp_path: Path) -> N
 
 def test_data_that_prepare_did_not_finish_is_the_platforms_problem(tmp_path: Path) -> None:
     with pytest.raises(InternalError, match="what prepare leaves is missing or broken"):
-        train._prepared(tmp_path)
+        train.prepared_facts(run_config(tmp_path))
     write_work(tmp_path / "work", arrays(4, seed=1), None, 3)
-    facts = train._prepared(tmp_path / "work")
+    facts = train.prepared_facts(run_config(tmp_path / "work"))
     assert (facts.total_steps, facts.eval_examples) == (3, 0)
 
 

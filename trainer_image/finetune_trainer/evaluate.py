@@ -16,11 +16,6 @@ from finetune_trainer.losses import tensors
 from finetune_trainer.ranks import Gang
 
 
-def evaluate(engine: Engine, data: Any, gang: Gang, micro: int) -> float:
-    """The mean loss over `data` (see `measure`), the same on every process."""
-    return measure(engine, data, gang, micro)[0]
-
-
 @torch.no_grad()
 def measure(
     engine: Engine,

@@ -243,9 +243,11 @@ def _in_gang(run: RunConfig, watch: Watch, stop: StopRequest) -> TrainFacts:
     os.environ["DS_ACCELERATOR"] = run.accelerator.lower()  # before deepspeed is imported
     from finetune_trainer.ranks import classified, join
 
+    with classified(run):
+        gang = join(run)
     prepared = prepared_facts(run)
     with classified(resolved_run(run, prepared), prepared.estimate):
-        return train(run, join(run), watch, stop)
+        return train(run, gang, watch, stop)
 
 
 if __name__ == "__main__":

@@ -71,7 +71,9 @@ def _same_norm(module: nn.Module) -> bool:
 
 def _same_gate(module: Any) -> bool:
     probe = copy.copy(module)
-    like = next(module.parameters())
+    like = next((p for p in module.parameters() if p.is_floating_point()), None)
+    if like is None:
+        return False  # 4-bit weights
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         layers = {
