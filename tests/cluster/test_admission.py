@@ -74,7 +74,7 @@ REFUSED: dict[str, tuple[Json, str, str]] = {
     "LoRA settings with full tuning": (
         {"spec.method": {"tuning": "Full", "lora": {"rank": 8}}},
         "spec.method.lora",
-        "only for tuning: LoRA; remove spec.method.lora or set spec.method.tuning to LoRA",
+        "only for tuning: LoRA or QLoRA; remove spec.method.lora or set spec.method.tuning",
     ),
     "LoRA rank 0": (
         {"spec.method.lora": {"rank": 0}},
@@ -145,7 +145,52 @@ REFUSED: dict[str, tuple[Json, str, str]] = {
             "spec.output": {"uri": "pvc://team-models/docs", "merge": True},
         },
         "spec.output.merge",
-        "only for spec.method.tuning: LoRA; remove it",
+        "only for spec.method.tuning: LoRA or QLoRA; remove it",
+    ),
+    "preferences of supervised tuning": (
+        {"spec.method.preference": {"beta": 0.2}},
+        "spec.method.preference",
+        "only for objective: DPO, KTO or ORPO; remove it",
+    ),
+    "DPO on chats": (
+        {"spec.method.objective": "DPO", "spec.dataset.format": "Chat"},
+        "spec.dataset.format",
+        "belong together; change one",
+    ),
+    "supervised tuning on preferences": (
+        {"spec.dataset.format": "Preference"},
+        "spec.dataset.format",
+        "belong together; change one",
+    ),
+    "continued pre-training on chats": (
+        {"spec.method.objective": "CPT", "spec.dataset.format": "Chat"},
+        "spec.dataset.format",
+        "needs spec.dataset.format: Text or Auto",
+    ),
+    "chats that are split": (
+        {"spec.dataset.format": "Chat", "spec.dataset.longExamples": "Split"},
+        "spec.dataset.longExamples",
+        "is only for text; use Truncate or Drop",
+    ),
+    "parameters offloaded under a low stage": (
+        {"spec.zero": {"stage": 2, "offload": "OptimizerAndParameters"}},
+        "spec.zero.offload",
+        "needs spec.zero.stage 3 or Auto",
+    ),
+    "patience without evaluations": (
+        {"spec.evaluation": {"earlyStoppingPatience": 3}},
+        "spec.evaluation.earlyStoppingPatience",
+        "set spec.evaluation.everySteps too",
+    ),
+    "evaluations of nothing": (
+        {"spec.evaluation": {"everySteps": 10}, "spec.dataset.evalFraction": 0},
+        "spec.evaluation.everySteps",
+        "set spec.dataset.evalFraction above 0",
+    ),
+    "gradient checkpointing as a truth value": (
+        {"spec.training.gradientCheckpointing": True},
+        "spec.training.gradientCheckpointing",
+        "Invalid value",
     ),
     "no model": ({"spec.model": None}, "spec.model", "Required value"),
     "name too long for a Service": (

@@ -48,13 +48,14 @@ class Kube:
     def call(
         self, method: str, path: str, body: Any = None, content_type: str = "application/json"
     ) -> tuple[int, Json]:
-        """HTTP status and body."""
+        """HTTP status and body; a path that is not served (yet) is answered in plain text."""
         headers = {"Content-Type": content_type}
         data = None if body is None else json.dumps(body)
         answer = self._session.request(
             method, self.server + path, data=data, headers=headers, timeout=30
         )
-        return answer.status_code, answer.json()
+        is_json = answer.headers.get("Content-Type", "").startswith("application/json")
+        return answer.status_code, answer.json() if is_json else {"message": answer.text}
 
     def get(self, path: str) -> Json | None:
         code, body = self.call("GET", path)
