@@ -163,7 +163,7 @@ class Lora(ApiModel):
 
     use_dora: bool = False
     """DoRA: learn the length of each weight vector apart from its direction; slower, sometimes
-    better at low ranks."""
+    better at low ranks. ZeRO stage 1 or 2."""
 
     modules_to_save: Annotated[
         list[Annotated[str, StringConstraints(min_length=1, max_length=256)]],
@@ -213,7 +213,7 @@ class Method(ApiModel):
 
     tuning: Literal["Full", "LoRA", "QLoRA"] = "LoRA"
     """`LoRA` trains a small adapter, `Full` trains all weights, `QLoRA` trains an adapter over base
-    weights of 4 bits (GPUs only)."""
+    weights of 4 bits (where bitsandbytes runs: GPUs, some CPUs; ZeRO stage 1 or 2)."""
 
     lora: Lora | None = None
     """Settings of the adapter. Default with `LoRA` and `QLoRA`: rank 16, alpha 32, all linear

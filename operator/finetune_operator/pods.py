@@ -13,7 +13,7 @@ from finetune_operator.settings import Settings
 Manifest = dict[str, Any]
 
 USER = 65532
-GRACE_SECONDS = 300
+GRACE_SECONDS = 600
 """For the workers to save a checkpoint when they are asked to stop; they end as soon as it is."""
 MODULES: dict[Stage, str] = {
     "prepare": "finetune_trainer.prepare",
