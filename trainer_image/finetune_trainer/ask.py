@@ -16,6 +16,7 @@ from typing import Any
 from finetune_trainer.answers import go_on
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.logs import set_up
+from finetune_trainer.model.adapters import import_peft
 from finetune_trainer.model.base import load_tokenizer
 
 
@@ -28,9 +29,9 @@ def ask(
     answers = {"base": answer(base, tokenizer, question, max_new_tokens)}
     if adapter is not None:
         if (adapter / "adapter_config.json").exists():
-            from peft import PeftModel
-
-            tuned = PeftModel.from_pretrained(base, adapter, local_files_only=True).eval()
+            tuned = (
+                import_peft().PeftModel.from_pretrained(base, adapter, local_files_only=True).eval()
+            )
         else:
             tuned = _load(adapter)
         answers["tuned"] = answer(tuned, tokenizer, question, max_new_tokens)

@@ -41,6 +41,7 @@ from finetune_trainer.manifest import (
     publish,
     write_manifest,
 )
+from finetune_trainer.model.adapters import import_peft
 from finetune_trainer.outcome_file import load_run, stage
 from finetune_trainer.proof import (
     Evidence,
@@ -135,10 +136,8 @@ def _artefact(run: RunConfig, work: Path, made: Path, evidence: Evidence) -> tup
 
 def _merge(base: Path, made: Path, allow_code: bool) -> None:
     """Replace the adapter in `made` by the whole model, in the number format of the base."""
-    from peft import PeftModel
-
     whole = load(base, "auto", allow_code)
-    model = PeftModel.from_pretrained(whole, made, local_files_only=True)
+    model = import_peft().PeftModel.from_pretrained(whole, made, local_files_only=True)
     model = model.merge_and_unload(safe_merge=True)  # safe: refuses weights that are not finite
     model.save_pretrained(made, max_shard_size=_MAX_SHARD)
     for name in _ADAPTER:

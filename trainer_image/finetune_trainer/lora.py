@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from finetune_api.run_config import LoraConfig, RunConfig
 from finetune_trainer.errors import ConfigurationError
+from finetune_trainer.model.adapters import import_peft
 from finetune_trainer.model.fit import linear_layers
 
 if TYPE_CHECKING:
@@ -47,18 +47,6 @@ def add_adapter(model: Any, run: RunConfig, lora: LoraConfig) -> Any:
     adapted.peft_config["default"].base_model_name_or_path = name
     adapted.peft_config["default"].revision = revision
     return adapted
-
-
-def import_peft(quantized: bool = False) -> Any:
-    """The module peft, without bitsandbytes where nothing is quantized.
-
-    Peft imports bitsandbytes wherever it is installed, which takes 2 to 3 s of every start.
-    """
-    if not quantized:
-        sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]
-    import peft
-
-    return peft
 
 
 def quantization(dtype: Any) -> Any:

@@ -71,7 +71,7 @@ def _fill(run: RunConfig, work: Path) -> PrepareFacts:
     info = prepare_model(model.path, work / WORK_MODEL, run.model.uri, run.allow_remote_code)
     check_length(info, run.training.sequence_length)
     if run.lora is not None:
-        check_lora(info.skeleton, run.lora)
+        check_lora(info.skeleton, run.lora, run.tuning == "QLoRA")
     fitted = fit(run, info.shape)
     tokenizer = load_tokenizer(work / WORK_MODEL, run.model.uri, run.allow_remote_code)
     make, place = build_pairs if paired else build, work / WORK_DATA

@@ -11,6 +11,7 @@ from finetune_api.run_config import WORK_MODEL, WORK_VERIFICATION, RunConfig
 from finetune_trainer import verify
 from finetune_trainer.answers import Prompt, answers, new_tokens, prompts
 from finetune_trainer.errors import InternalError
+from finetune_trainer.model.adapters import import_peft
 from finetune_trainer.model.base import load_tokenizer
 from finetune_trainer.verify import FULL_PRECISION_LIMIT
 
@@ -92,9 +93,9 @@ def prove_adapter(evidence: Evidence, adapter: Path) -> Proof:
         InternalError: tensors are missing or strange, or the loss is another.
         ModelError: it changes nothing.
     """
-    from peft import PeftModel
+    peft = import_peft()
 
-    model = PeftModel.from_pretrained(
+    model = peft.PeftModel.from_pretrained(
         evidence.load(evidence.base), adapter, local_files_only=True
     ).eval()
     _check_taken_over(model, adapter)
@@ -149,9 +150,8 @@ def load(directory: Path, dtype: Any, allow_code: bool) -> Any:
 def _check_taken_over(model: Any, adapter: Path) -> None:
     """Peft only warns of tensors for layers that the base does not have."""
     import torch
-    from peft import get_peft_model_state_dict
 
-    loaded = get_peft_model_state_dict(model, save_embedding_layers=False)
+    loaded = import_peft().get_peft_model_state_dict(model, save_embedding_layers=False)
     files = dict(verify.tensors(adapter))
     strange = sorted(set(loaded) ^ set(files))
     strange += [

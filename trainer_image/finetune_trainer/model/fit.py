@@ -9,6 +9,7 @@ from typing import Any
 from finetune_api.run_config import LoraConfig
 from finetune_trainer.errors import ConfigurationError, ModelError
 from finetune_trainer.logs import warn
+from finetune_trainer.model.adapters import import_peft
 
 _SHOWN = 5
 
@@ -72,13 +73,13 @@ def check_finite(directory: Path, names: list[str], uri: str) -> None:
                     )
 
 
-def check_lora(skeleton: Any, lora: LoraConfig) -> None:
+def check_lora(skeleton: Any, lora: LoraConfig, quantized: bool = False) -> None:
     """Refuse an adapter that fits no layer, or whose rank is not low.
 
     Raises:
         ConfigurationError: names the layers that there are.
     """
-    import peft
+    peft = import_peft(quantized)
 
     names = [name for name, _ in skeleton.named_modules()]
     for module in lora.modules_to_save:
