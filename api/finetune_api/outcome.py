@@ -90,9 +90,11 @@ class ResolvedTraining(ApiModel):
 class LengthBin(ApiModel):
     """One bar of the histogram of token lengths."""
 
-    up_to: int
+    up_to: Annotated[int, Field(ge=0, le=9_007_199_254_740_991)]
     """Longest example in it, in tokens."""
-    examples: int
+
+    examples: Annotated[int, Field(ge=0, le=9_007_199_254_740_991)]
+    """Examples in it."""
 
 
 class PrepareFacts(ApiModel):

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import ConfigDict, Field, StringConstraints
 
 from finetune_api.base import ApiModel
-from finetune_api.outcome import FailureClass
+from finetune_api.outcome import FailureClass, LengthBin
 
 Phase = Literal[
     "Pending",
@@ -144,6 +144,9 @@ class DatasetFacts(ApiModel):
 
     packing_efficiency: Annotated[float, Field(ge=0, le=1)]
     """Real tokens per token computed."""
+
+    lengths: Annotated[list[LengthBin], Field(max_length=12)] = []
+    """Histogram of the examples' lengths before anything was cut."""
 
     format: Literal["Chat", "Instruction", "Text", "Preference"]
     """The format that was found."""

@@ -276,6 +276,7 @@ def _dataset(facts: PrepareFacts | None) -> DatasetFacts | None:
         split_examples=facts.split_examples,
         truncated_fraction=round(facts.truncated_examples / total, 4) if total else 0.0,
         packing_efficiency=round(facts.packing_efficiency, 4),
+        lengths=facts.lengths,
         format=facts.format,
     )
 
