@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -44,3 +47,12 @@ def test_the_directory_of_a_whole_model_is_a_tuned_model_too(
     both = json.loads(capsys.readouterr().out)
     assert main([str(other), "Who?", "--max-new-tokens", "8"]) == 0
     assert json.loads(capsys.readouterr().out) == {"base": both["tuned"]}
+
+
+def test_the_program_prints_its_answers_and_nothing_else(result: Path) -> None:
+    command = [sys.executable, "-m", "finetune_trainer.ask", str(result.parent / "model"), "Who?"]
+    command += ["--adapter", str(result), "--max-new-tokens", "4"]
+    done = subprocess.run(
+        command, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}, capture_output=True
+    )
+    assert json.loads(done.stdout).keys() == {"base", "tuned"}

@@ -12,12 +12,8 @@ def import_peft(quantized: bool = False) -> Any:
     Peft imports bitsandbytes wherever it is installed, which takes 2 to 3 s of every start and
     logs what it does not find.
     """
-    hidden = not quantized and not {"peft", "bitsandbytes"} & set(sys.modules)
-    if hidden:
-        sys.modules["bitsandbytes"] = None  # type: ignore[assignment]
-    try:
-        import peft
-    finally:
-        if hidden:
-            del sys.modules["bitsandbytes"]
+    if not quantized and not {"peft", "bitsandbytes"} & set(sys.modules):
+        sys.modules["bitsandbytes"] = None  # type: ignore[assignment]  # peft looks at every use
+    import peft
+
     return peft
