@@ -294,15 +294,11 @@ def report(
     }
 
 
-def checkpoint_stall() -> float | None:
-    """Seconds that a checkpoint holds up training, over those of a synchronous save.
-
-    None: not measured here yet; `bench/checkpoint_stall.py`, where it exists, prints the figure.
-    """
-    script = ROOT / "bench" / "checkpoint_stall.py"
-    if not script.exists():
-        return None
-    told: dict[str, float] = json.loads(python(script).splitlines()[-1])
+def checkpoint_stall() -> float:
+    """Seconds that a checkpoint holds up training, over those of a synchronous save."""
+    told: dict[str, float] = json.loads(
+        python(ROOT / "bench" / "checkpoint_stall.py").splitlines()[-1]
+    )
     return told["checkpoint_stall_ratio"]
 
 

@@ -93,6 +93,9 @@ class MemoryLimit(ApiModel):
     """The process's share of the pod's memory limit: what offloading can use."""
 
 
+PREFERENCES = ("DPO", "KTO", "ORPO")
+"""Objectives that learn from preferences; the others learn the next token of a text."""
+
 AutoField = Literal["microBatchSize", "gradientCheckpointing", "zeroStage", "offload"]
 
 

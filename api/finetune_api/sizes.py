@@ -9,7 +9,7 @@ from math import prod
 from typing import Literal
 
 from finetune_api.base import ApiModel
-from finetune_api.run_config import LoraConfig, RunConfig
+from finetune_api.run_config import PREFERENCES, LoraConfig, RunConfig
 
 GIB = 2**30
 
@@ -93,7 +93,7 @@ class Setup(ApiModel):
     def of(cls, run: RunConfig, attention: Attention = "Masked") -> Setup:
         """As the trainer runs `run`."""
         training = run.training
-        pairs = 2 if run.objective in ("DPO", "KTO", "ORPO") else 1
+        pairs = 2 if run.objective in PREFERENCES else 1
         return cls(
             tuning=run.tuning,
             lora=run.lora,

@@ -9,6 +9,7 @@ from typing import Literal
 from finetune_api.base import ApiModel
 from finetune_api.profile import FineTuneProfileSpec
 from finetune_api.run_config import (
+    PREFERENCES,
     WORK_OUTPUT,
     AutoField,
     CheckpointConfig,
@@ -25,7 +26,6 @@ from finetune_operator import names
 
 AUTO_MICRO_BATCHES = (8, 4, 2, 1)
 AUTO_STAGE: dict[str, Literal[1, 2, 3]] = {"LoRA": 1, "QLoRA": 1, "Full": 2}
-PREFERENCES = ("DPO", "KTO", "ORPO")
 DEFAULT_CHECKPOINT_MINUTES = 15
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from finetune_api.artefact import TRAINING_STATE, Sample, TrainingState, Verified
 from finetune_api.outcome import TrainFacts
-from finetune_api.run_config import RunConfig
+from finetune_api.run_config import PREFERENCES, RunConfig
 from finetune_trainer.answers import TOO_LARGE
 from finetune_trainer.perplexity import perplexity
 from finetune_trainer.state import base_name, kind_of
@@ -110,7 +110,7 @@ def _front_matter(run: RunConfig) -> str:
 
 def _result(run: RunConfig, trained: TrainFacts) -> str:
     end = f"Training loss at the end: {trained.loss:.4f}."
-    of_text = run.objective in ("SFT", "CPT")
+    of_text = run.objective not in PREFERENCES
     rows = [
         row
         for row in (

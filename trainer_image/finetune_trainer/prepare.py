@@ -17,10 +17,15 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from finetune_api.outcome import Outcome, PrepareFacts
-from finetune_api.run_config import WORK_DATA, WORK_MODEL, WORK_PREPARE_FACTS, RunConfig
+from finetune_api.run_config import (
+    PREFERENCES,
+    WORK_DATA,
+    WORK_MODEL,
+    WORK_PREPARE_FACTS,
+    RunConfig,
+)
 from finetune_trainer.data.build import Built, build, check, efficiency
 from finetune_trainer.data.build_pairs import build_pairs, check_pairs
-from finetune_trainer.data.formats import PREFERENCES
 from finetune_trainer.data.retention import build_retention
 from finetune_trainer.data.store import META, DataMeta
 from finetune_trainer.fit import fit

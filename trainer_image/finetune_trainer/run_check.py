@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from finetune_api.run_config import RunConfig
+from finetune_api.run_config import PREFERENCES, RunConfig
 from finetune_trainer.errors import ConfigurationError
 
 
@@ -113,5 +113,5 @@ def _method(run: RunConfig) -> Iterator[str]:
             yield f"lora.dropout is {lora.dropout}; it must be from 0 to below 1"
         if not lora.target_modules:
             yield 'lora.targetModules is empty; name layers, or use ["all-linear"]'
-    if (run.preference is None) == (run.objective in ("DPO", "KTO", "ORPO")):
+    if (run.preference is None) == (run.objective in PREFERENCES):
         yield f"objective is {run.objective}; set preference where it is DPO, KTO or ORPO only"

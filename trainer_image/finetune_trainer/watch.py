@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from finetune_api.run_config import PREFERENCES
 from finetune_trainer.report import Estimate, Reporter
 from finetune_trainer.watchdog import Watchdog
 
@@ -102,7 +103,7 @@ class Measures:
         began, micro = time.monotonic(), self.run.training.micro_batch_size
         alive = self.watch.alive
         loss, metrics = measure(self.engine, self.held_out, self.gang, micro, alive)
-        of_text = self.run.objective in ("SFT", "CPT")
+        of_text = self.run.objective not in PREFERENCES
         self.watch.after_evaluation(loss, time.monotonic() - began, metrics, of_text)
         return loss
 

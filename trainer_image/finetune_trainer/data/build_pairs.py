@@ -15,7 +15,7 @@ from finetune_trainer.data.pairs import JudgedData, pair_up, tokenize, write_pai
 from finetune_trainer.data.preferences import read_preferences
 from finetune_trainer.data.records import read_first, read_records
 from finetune_trainer.data.samples import COUNT, one_line, render, write_samples
-from finetune_trainer.data.store import EVAL, META, TRAIN, DataMeta, SplitMeta
+from finetune_trainer.data.store import EVAL, META, TRAIN, DataMeta
 from finetune_trainer.errors import ConfigurationError
 from finetune_trainer.logs import say, warn
 
@@ -48,7 +48,7 @@ def build_pairs(
     train, held_out = ([pair[0] for pair in parts[name][0][:COUNT]] for name in (TRAIN, EVAL))
     write_samples(directory, train, held_out, tokenizer)
     say(f"an example, learned between ⟦ and ⟧: {one_line(render(train[0], tokenizer))}")
-    metas = {name: _write(directory / name, *part) for name, part in parts.items() if part[0]}
+    metas = {name: write_pairs(directory / name, *part) for name, part in parts.items() if part[0]}
     width = max(len(answer.ids) for pair in pairs for answer in pair)
     meta = DataMeta(
         run_hash=run_hash,
@@ -92,20 +92,6 @@ def _parts(
         name: ([pairs[i] for i in chosen], [found.examples[i].desirable for i in chosen])
         for name, chosen in both
     }
-
-
-def _write(
-    directory: Path, pairs: list[tuple[Tokens, Tokens]], desirable: list[bool | None]
-) -> SplitMeta:
-    tokens = write_pairs(directory, pairs, desirable)
-    learned = sum(int(answer.learned[1:].sum()) for pair in pairs for answer in pair)
-    return SplitMeta(
-        examples=len(pairs),
-        sequences=len(pairs),
-        tokens=tokens,
-        trained_tokens=learned,
-        rows_per_sequence=2,
-    )
 
 
 def _report(run: RunConfig, found: JudgedData, length: int, seconds: float) -> None:

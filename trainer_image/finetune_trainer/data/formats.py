@@ -9,13 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from finetune_api.run_config import PREFERENCES
 from finetune_trainer.data.records import Record
 from finetune_trainer.errors import ConfigurationError, DataError
 
 FormatName = Literal["Chat", "Instruction", "Text", "Preference"]
 Objective = Literal["SFT", "CPT", "DPO", "KTO", "ORPO"]
-PREFERENCES = ("DPO", "KTO", "ORPO")
-"""Objectives that learn from data of format Preference (`data.preferences`)."""
 
 EXPECTED: dict[FormatName, str] = {
     "Chat": "messages (a list of {role, content}) or conversations (a list of {from, value})",

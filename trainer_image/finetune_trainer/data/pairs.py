@@ -29,10 +29,10 @@ from finetune_trainer.data.formats import FormatName
 from finetune_trainer.data.lengths import histogram
 from finetune_trainer.data.masking import Array, Masker, Tokens
 from finetune_trainer.data.preferences import Preference
+from finetune_trainer.data.store import SplitMeta, write_split
 from finetune_trainer.errors import DataError
 
-TOKENS, SEQUENCES, PAIRS, DESIRABLE = "tokens.bin", "examples.npy", "sequences.npy", "desirable.npy"
-LEARNED = np.uint32(1 << 31)
+DESIRABLE = "desirable.npy"
 _LOOK_BACK = 64
 """Examples among which one with another prompt is looked for."""
 BATCH = 512
@@ -187,18 +187,10 @@ def _prompt(answer: Tokens) -> Array:
 
 def write_pairs(
     directory: Path, pairs: list[tuple[Tokens, Tokens]], desirable: list[bool | None]
-) -> int:
-    """Write one part of the data into the new directory; returns how many tokens."""
-    directory.mkdir(parents=True)
+) -> SplitMeta:
+    """Write one part of the data into the new directory: every pair is a sequence of two."""
     flat = [answer for pair in pairs for answer in pair]
-    starts = np.cumsum([0, *(len(answer.ids) for answer in flat)], dtype=np.int64)
-    with (directory / TOKENS).open("wb") as file:
-        for answer in flat:
-            marks = np.where(answer.learned, LEARNED, np.uint32(0))
-            marks[:1] = 0  # nothing stands before the first token
-            file.write((answer.ids.astype(np.uint32) | marks).astype("<u4").tobytes())
-    np.save(directory / SEQUENCES, starts)
-    np.save(directory / PAIRS, np.arange(0, len(flat) + 1, 2, dtype=np.int64))
+    meta = write_split(directory, flat, [(2 * i, 2 * i + 1) for i in range(len(pairs))])
     if desirable[0] is not None:
         np.save(directory / DESIRABLE, np.array(desirable, dtype=bool))
-    return int(starts[-1])
+    return meta.model_copy(update={"examples": len(pairs), "rows_per_sequence": 2})

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from finetune_api.run_config import RunConfig
+from finetune_api.run_config import PREFERENCES, RunConfig
 from finetune_trainer.errors import InternalError
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def objective_of(run: RunConfig) -> Objective[Any]:
     """The objective of a run."""
-    if run.objective in ("SFT", "CPT"):
+    if run.objective not in PREFERENCES:
         from finetune_trainer.objectives.supervised import Supervised
 
         return Supervised()

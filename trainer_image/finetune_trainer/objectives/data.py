@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from finetune_trainer.batches import IGNORED, LENGTH_MULTIPLE
-from finetune_trainer.data.pairs import DESIRABLE, LEARNED, SEQUENCES, TOKENS
+from finetune_trainer.data.examples import LEARNED
+from finetune_trainer.data.pairs import DESIRABLE
+from finetune_trainer.data.store import EXAMPLES, TOKENS
 from finetune_trainer.errors import InternalError
 
 REFERENCE = "reference.npy"
@@ -40,7 +42,7 @@ class Pairs:
         """
         try:
             tokens = np.memmap(directory / TOKENS, dtype="<u4", mode="r")
-            starts = np.load(directory / SEQUENCES, allow_pickle=False)
+            starts = np.load(directory / EXAMPLES, allow_pickle=False)
             desirable = _load(directory / DESIRABLE) if judged else None
             said = _load(directory / REFERENCE) if reference else None
         except (OSError, ValueError) as exc:
