@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from finetune_api.base import ApiModel
+from finetune_api.method import Lora, Preference, Training
 from finetune_api.profile import FineTuneProfileSpec
 from finetune_api.run_config import (
     PREFERENCES,
@@ -21,7 +22,7 @@ from finetune_api.run_config import (
     SourceConfig,
     TrainingConfig,
 )
-from finetune_api.v1alpha1 import FineTuneJobSpec, Lora, Preference, Training
+from finetune_api.v1alpha1 import FineTuneJobSpec
 from finetune_operator import names
 
 AUTO_MICRO_BATCHES = (8, 4, 2, 1)

@@ -6,118 +6,29 @@ stays done, so children that vanish later are not made again.
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
-from typing import Literal
-
-from finetune_api.outcome import (
-    ExportFacts,
-    Failure,
-    FailureClass,
-    Outcome,
-    PrepareFacts,
-    TrainFacts,
-)
+from finetune_api.outcome import Outcome
 from finetune_api.status import FineTuneJobStatus, LastFailure, Restarts
+from finetune_operator.conditions import is_done
 from finetune_operator.deadlines import Due, Wishes, failure, job_due, startup_due
-from finetune_operator.observe import Observed, PodFacts, StageFacts, seconds
+from finetune_operator.decisions import (
+    Decision,
+    Evidence,
+    Fail,
+    Finished,
+    Hold,
+    Restart,
+    Resume,
+    Start,
+    Succeed,
+    Wait,
+    Watch,
+)
+from finetune_operator.explain import explain
+from finetune_operator.observe import Observed, StageFacts, seconds
 from finetune_operator.plan import Plan, Refused
 from finetune_operator.restarts import Enough, add, entry, judge
 
-KILLED_CODES = range(129, 160)
-"""Exit codes of a process that died of a signal."""
-LOG_TAIL_LINES = 20
 NO_WISHES = Wishes()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wait:
-    """Not startable: says why, and looks again when something changes."""
-
-    refused: Refused
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Start:
-    """Make the objects of a stage that is not there yet."""
-
-    stage: Literal["prepare", "train", "export"]
-    attempt: int = 0
-    restarts: Restarts | None = None
-    """Where they have changed."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Watch:
-    """A stage is under way."""
-
-    facts: StageFacts
-    running: bool
-    """All its pods run."""
-    why: str
-    """What is going on, or what it waits for, in a sentence."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Hold:
-    """Suspended, or on the way there."""
-
-    stop: StageFacts | None
-    """A stage that has to be told."""
-    why: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Resume:
-    """Let a stage go on that was told to stop."""
-
-    stage: StageFacts
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Succeed:
-    """Everything is done and proven."""
-
-    facts: ExportFacts
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fail:
-    """The job is over."""
-
-    failure: LastFailure
-    restarts: Restarts | None = None
-    """Where they have changed."""
-    stop: StageFacts | None = None
-    """A stage that still runs."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Restart:
-    """An attempt has failed, and the next one is to come."""
-
-    attempt: int
-    """The one that failed."""
-    failure: LastFailure
-    restarts: Restarts
-    at: float
-    """When the next may start, in seconds since the epoch."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finished:
-    """It was over before: a finished job is final."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Evidence:
-    """What the stages left, as far as it is still to be seen."""
-
-    prepare: PrepareFacts | None = None
-    train: TrainFacts | None = None
-
-
-Decision = Wait | Start | Watch | Hold | Resume | Restart | Succeed | Fail | Finished
 
 
 def decide(
@@ -213,11 +124,6 @@ def _again(plan: Plan, old: FineTuneJobStatus, train: StageFacts, now: str) -> D
     return Start(stage="train", attempt=train.attempt + 1, restarts=restarts)
 
 
-def is_done(status: FineTuneJobStatus, condition: str) -> bool:
-    """Whether a condition is true."""
-    return any(c.type == condition and c.status == "True" for c in status.conditions)
-
-
 def _outcome(stage: StageFacts | None) -> Outcome:
     """What a finished stage left: of training, rank 0's pod is the one that tells."""
     for pod in stage.pods if stage else ():
@@ -264,95 +170,6 @@ def _watch(facts: StageFacts) -> Watch | Resume:
     if failed is not None:
         return Watch(facts=facts, running=True, why=f"pod {failed.name} has failed")
     return Watch(facts=facts, running=True, why="")
-
-
-def explain(stage: StageFacts, now: str, processes_per_pod: int = 1) -> LastFailure:
-    """Who failed first, where, and why.
-
-    When one rank dies, its peers fail in cascade: a lost peer is blamed only when nobody else is,
-    and among the others the earliest counts.
-    """
-    failed = [pod for pod in stage.pods if pod.phase == "Failed" or pod.deleted]
-    if not failed:
-        return _nothing_left(stage, now)
-    pod = min(failed, key=lambda p: (_is_cascade(p), _failed_at(p, now)))
-    failure = pod.outcome.failure if pod.outcome else None
-    rank = None
-    if stage.stage == "train":
-        rank = pod.index * processes_per_pod
-    if failure is not None and failure.rank is not None:
-        rank = failure.rank
-    return LastFailure(
-        failure_class=failure.failure_class if failure else _class(pod),
-        stage=stage.stage,
-        message=failure.message if failure else _message(pod),
-        rank=rank,
-        node=pod.node,
-        pod=pod.name,
-        exit_code=pod.exit_code,
-        log_tail=_log_tail(pod, failure),
-        time=now,
-    )
-
-
-def _is_cascade(pod: PodFacts) -> bool:
-    failure = pod.outcome.failure if pod.outcome else None
-    if failure is not None:
-        return failure.failure_class in ("PeerLost", "Stopped")
-    return pod.exit_code is None and not pod.deleted
-
-
-def _failed_at(pod: PodFacts, now: str) -> float:
-    if pod.outcome is not None and pod.outcome.failure is not None:
-        return pod.outcome.failure.time
-    return seconds(pod.finished or now)
-
-
-def _class(pod: PodFacts) -> FailureClass:
-    if pod.reason == "OOMKilled":
-        return "OutOfMemory"
-    if pod.reason == "Evicted" and not pod.disrupted:
-        return "Configuration"
-    if pod.deleted or pod.exit_code is None or pod.exit_code in KILLED_CODES:
-        return "Killed"
-    return "Internal"
-
-
-def _message(pod: PodFacts) -> str:
-    if pod.reason == "OOMKilled":
-        return (
-            f"pod {pod.name} used more memory than its limit; lower spec.training.microBatchSize "
-            "or sequenceLength, or ask for a profile with more memory"
-        )
-    if pod.reason == "Evicted" and not pod.disrupted:
-        return (
-            f"pod {pod.name} was evicted: it used more local storage (/tmp and its log) than it "
-            "may; ask for a profile whose nodes have more"
-        )
-    if pod.deleted and pod.exit_code is None:
-        return f"pod {pod.name} was deleted"
-    if pod.exit_code is not None and pod.exit_code in KILLED_CODES:
-        return f"pod {pod.name} was killed by signal {pod.exit_code - 128}"
-    why = f" ({pod.reason})" if pod.reason and pod.reason != "Error" else ""
-    return f"pod {pod.name} failed with exit code {pod.exit_code}{why}"
-
-
-def _log_tail(pod: PodFacts, failure: Failure | None) -> str | None:
-    text = failure.log_tail if failure else pod.message
-    if not text:
-        return None
-    return "\n".join(re.split(r"\r?\n", text.strip())[-LOG_TAIL_LINES:])
-
-
-def _nothing_left(stage: StageFacts, now: str) -> LastFailure:
-    if stage.state == "Complete":
-        message = (
-            f"the {stage.stage} pods ended without an error but left no proof of their work; "
-            "the trainer image does not match this operator, or the pods were removed at once"
-        )
-    else:
-        message = f"the {stage.stage} pods are gone: {stage.message or 'no reason given'}"
-    return LastFailure(failure_class="Internal", stage=stage.stage, message=message, time=now)
 
 
 def _name_taken(taken: str) -> Refused:

@@ -13,9 +13,7 @@ from finetune_api.status import FineTuneJobStatus, Progress
 from finetune_api.v1alpha1 import FineTuneJobSpec
 from finetune_operator import names, objects
 from finetune_operator.deadlines import Wishes
-from finetune_operator.observe import Observed, seconds
-from finetune_operator.plan import Plan, Refused, make_plan, make_snapshot
-from finetune_operator.policy import (
+from finetune_operator.decisions import (
     Decision,
     Evidence,
     Fail,
@@ -25,9 +23,10 @@ from finetune_operator.policy import (
     Start,
     Wait,
     Watch,
-    deadlines,
-    decide,
 )
+from finetune_operator.observe import Observed, seconds
+from finetune_operator.plan import Plan, Refused, make_plan, make_snapshot
+from finetune_operator.policy import deadlines, decide
 from finetune_operator.settings import Settings
 from finetune_operator.status import reduce
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from finetune_api.lifecycle import RestartPolicy
 from finetune_api.status import FineTuneJobStatus, LastFailure, RestartEntry, Restarts
-from finetune_api.v1alpha1 import RestartPolicy
 from finetune_operator.observe import StageFacts, seconds
 
 Cause = Literal["User", "Platform", "Disruption"]

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Literal
 
 from finetune_api.outcome import PrepareFacts, ResolvedTraining, TrainFacts
 from finetune_api.run_config import RunConfig
 from finetune_api.status import (
     MAX_MESSAGE,
-    Condition,
     DatasetFacts,
     FineTuneJobStatus,
     OutputStatus,
@@ -18,10 +16,8 @@ from finetune_api.status import (
     Restarts,
     StageTimes,
 )
-from finetune_operator.names import Stage
-from finetune_operator.observe import Observed, seconds
-from finetune_operator.plan import Plan, Refused
-from finetune_operator.policy import (
+from finetune_operator.conditions import conditions
+from finetune_operator.decisions import (
     Decision,
     Evidence,
     Fail,
@@ -33,8 +29,10 @@ from finetune_operator.policy import (
     Succeed,
     Wait,
     Watch,
-    is_done,
 )
+from finetune_operator.names import Stage
+from finetune_operator.observe import Observed, seconds
+from finetune_operator.plan import Plan, Refused
 
 PHASE_OF_STAGE: dict[str, Phase] = {
     "prepare": "Preparing",
@@ -46,7 +44,6 @@ STARTED = {
     "train": "the workers are being started",
     "export": "the result is being written and checked",
 }
-Truth = Literal["True", "False", "Unknown"]
 STAGES: tuple[Stage, ...] = ("prepare", "train", "export")
 
 
@@ -70,7 +67,7 @@ def reduce(
         observed_generation=generation,
         phase=phase,
         message=message[:MAX_MESSAGE],
-        conditions=_conditions(old, generation, decision, evidence, now),
+        conditions=conditions(old, generation, decision, evidence, now),
         start_time=started,
         completion_time=now if ended else None,
         suspend_time=_suspend_time(old, phase, started, now),
@@ -143,66 +140,6 @@ def _restarting(decision: Restart) -> str:
 def _restarts(old: FineTuneJobStatus, decision: Decision) -> Restarts | None:
     found = decision.restarts if isinstance(decision, Start | Restart | Fail) else None
     return found or old.restarts
-
-
-def _conditions(
-    old: FineTuneJobStatus, generation: int, decision: Decision, evidence: Evidence, now: str
-) -> list[Condition]:
-    """Every type from the first pass on, `False` until it holds."""
-    waiting = decision.refused if isinstance(decision, Wait) else None
-    failure = decision.failure if isinstance(decision, Fail | Restart) else None
-    final = isinstance(decision, Fail)
-    succeeded = isinstance(decision, Succeed)
-    prepared = is_done(old, "Prepared") or evidence.prepare is not None
-    trained = is_done(old, "Trained") or evidence.train is not None
-    stage = failure.stage if failure else None
-
-    def state(done: bool, name: str, verb: str) -> tuple[Truth, str, str]:
-        if done:
-            return "True", f"{verb}", f"{name} is done"
-        if failure is not None and stage == name:
-            return "False", failure.failure_class, failure.message
-        return "False", "NotYet", f"{name} is not done"
-
-    wanted: list[tuple[str, Truth, str, str]] = [
-        ("Validated", "False", waiting.reason, waiting.message)
-        if waiting
-        else ("Validated", "True", "Accepted", "the job fits its profile"),
-        ("Prepared", *state(prepared, "prepare", "Prepared")),
-        ("Trained", *state(trained, "train", "Trained")),
-        ("Exported", *state(succeeded, "export", "Exported")),
-        ("Complete", "True", "Succeeded", "the result is written and checked")
-        if succeeded
-        else ("Complete", "False", "NotYet", "the job is not done"),
-        ("Failed", "True", failure.failure_class, failure.message)
-        if failure and final
-        else ("Failed", "False", "NoFailure", "nothing has failed"),
-    ]
-    before = {c.type: c for c in old.conditions}
-    return [
-        _condition(before.get(type_), type_, status, reason, message, generation, now)
-        for type_, status, reason, message in wanted
-    ]
-
-
-def _condition(
-    before: Condition | None,
-    type_: str,
-    status: Truth,
-    reason: str,
-    message: str,
-    generation: int,
-    now: str,
-) -> Condition:
-    same = before is not None and before.status == status
-    return Condition(
-        type=type_,
-        status=status,
-        reason=reason,
-        message=message[:MAX_MESSAGE],
-        last_transition_time=before.last_transition_time if before and same else now,
-        observed_generation=generation,
-    )
 
 
 def _attempt(old: FineTuneJobStatus, decision: Decision, observed: Observed) -> int | None:

@@ -8,8 +8,8 @@ import builders
 import pytest
 from builders import failure, k8s_job, pod
 
+from finetune_operator.explain import explain
 from finetune_operator.observe import observe
-from finetune_operator.policy import explain
 from finetune_operator.reconcile import Step, parse_job, step
 
 TRAIN = "docs-train-0"

@@ -8,10 +8,10 @@ import builders
 import pytest
 from simulation import SimulatedCluster
 
+from finetune_api.lifecycle import RestartPolicy
 from finetune_api.status import FineTuneJobStatus, Progress, RestartEntry, Restarts
-from finetune_api.v1alpha1 import RestartPolicy
+from finetune_operator.explain import explain
 from finetune_operator.observe import Observed, StageFacts, observe, seconds
-from finetune_operator.policy import explain
 from finetune_operator.restarts import Again, Enough, add, cause_of, entry, judge
 
 NOW = "2026-11-22T06:10:00Z"

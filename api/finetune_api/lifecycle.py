@@ -1,0 +1,69 @@
+"""The part of a job's spec that says how a run is watched, kept and started again."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field
+
+from finetune_api.base import ApiModel, rule, rules
+from finetune_api.sources import Retention
+
+
+class Evaluation(ApiModel):
+    """Measuring beside training. The held-out part is measured before and after in any case."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            rule(
+                "!has(self.earlyStoppingPatience) || has(self.everySteps)",
+                "spec.evaluation.earlyStoppingPatience counts evaluations; set "
+                "spec.evaluation.everySteps too",
+                ".earlyStoppingPatience",
+            ),
+        )
+    )
+
+    every_steps: Annotated[int, Field(ge=1, le=100_000_000)] | None = None
+    """Measure the loss on the held-out part after every so many optimizer steps, too; the
+    checkpoint with the lowest one is the result. Default: only before and after."""
+
+    early_stopping_patience: Annotated[int, Field(ge=1, le=1000)] | None = None
+    """End training, as done, after so many evaluations in a row without a lower loss."""
+
+    retention: Retention | None = None
+    """General text that the model should not forget; its loss is reported before and after."""
+
+
+class Checkpoints(ApiModel):
+    """What a run that is interrupted goes on from."""
+
+    every_steps: Annotated[int, Field(ge=1, le=100_000_000)] | None = None
+    """Save after every so many optimizer steps."""
+
+    every_minutes: Annotated[int, Field(ge=1, le=10_080)] | None = None
+    """Save when so many minutes have passed since the last one. Default: 15, where `everySteps`
+    is not given either."""
+
+    keep: Annotated[int, Field(ge=1, le=100)] = 2
+    """Newest checkpoints that are kept; the one with the lowest held-out loss is kept beside
+    them."""
+
+    resume: Literal["Auto", "Never"] = "Auto"
+    """`Auto` goes on from the last valid checkpoint, `Never` starts from the beginning."""
+
+
+class RestartPolicy(ApiModel):
+    """How often training may start again. What is the user's to mend (a wrong setting, bad data,
+    too little memory, divergence) ends the job at once."""
+
+    max_restarts: Annotated[int, Field(ge=0, le=1000)] = 3
+    """Failures of the platform (a worker killed, a lost connection, a hang) after which training
+    goes on from the last checkpoint; also how many attempts in a row may get no further."""
+
+    window_seconds: Annotated[int, Field(ge=60, le=31_536_000)] | None = None
+    """Count only failures of the last so many seconds, for long runs. Default: all."""
+
+    max_disruptions: Annotated[int, Field(ge=0, le=10_000)] = 100
+    """Disruptions (preemption, drain, eviction, a lost node) after which training goes on; they do
+    not count as restarts."""

@@ -1,0 +1,101 @@
+"""What a pass can decide to do with a job, and what it has proven on the way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from finetune_api.outcome import ExportFacts, PrepareFacts, TrainFacts
+from finetune_api.status import LastFailure, Restarts
+from finetune_operator.observe import StageFacts
+from finetune_operator.plan import Refused
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wait:
+    """Not startable: says why, and looks again when something changes."""
+
+    refused: Refused
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """Make the objects of a stage that is not there yet."""
+
+    stage: Literal["prepare", "train", "export"]
+    attempt: int = 0
+    restarts: Restarts | None = None
+    """Where they have changed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watch:
+    """A stage is under way."""
+
+    facts: StageFacts
+    running: bool
+    """All its pods run."""
+    why: str
+    """What is going on, or what it waits for, in a sentence."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hold:
+    """Suspended, or on the way there."""
+
+    stop: StageFacts | None
+    """A stage that has to be told."""
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resume:
+    """Let a stage go on that was told to stop."""
+
+    stage: StageFacts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Succeed:
+    """Everything is done and proven."""
+
+    facts: ExportFacts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fail:
+    """The job is over."""
+
+    failure: LastFailure
+    restarts: Restarts | None = None
+    """Where they have changed."""
+    stop: StageFacts | None = None
+    """A stage that still runs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Restart:
+    """An attempt has failed, and the next one is to come."""
+
+    attempt: int
+    """The one that failed."""
+    failure: LastFailure
+    restarts: Restarts
+    at: float
+    """When the next may start, in seconds since the epoch."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """It was over before: a finished job is final."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """What the stages left, as far as it is still to be seen."""
+
+    prepare: PrepareFacts | None = None
+    train: TrainFacts | None = None
+
+
+Decision = Wait | Start | Watch | Hold | Resume | Restart | Succeed | Fail | Finished

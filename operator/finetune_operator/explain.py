@@ -1,0 +1,102 @@
+"""Who failed first, where and why: from the pods of a stage to one failure that people read."""
+
+from __future__ import annotations
+
+import re
+
+from finetune_api.outcome import Failure, FailureClass
+from finetune_api.status import LastFailure
+from finetune_operator.observe import PodFacts, StageFacts, seconds
+
+KILLED_CODES = range(129, 160)
+"""Exit codes of a process that died of a signal."""
+LOG_TAIL_LINES = 20
+
+
+def explain(stage: StageFacts, now: str, processes_per_pod: int = 1) -> LastFailure:
+    """Who failed first, where, and why.
+
+    When one rank dies, its peers fail in cascade: a lost peer is blamed only when nobody else is,
+    and among the others the earliest counts.
+    """
+    failed = [pod for pod in stage.pods if pod.phase == "Failed" or pod.deleted]
+    if not failed:
+        return _nothing_left(stage, now)
+    pod = min(failed, key=lambda p: (_is_cascade(p), _failed_at(p, now)))
+    failure = pod.outcome.failure if pod.outcome else None
+    rank = None
+    if stage.stage == "train":
+        rank = pod.index * processes_per_pod
+    if failure is not None and failure.rank is not None:
+        rank = failure.rank
+    return LastFailure(
+        failure_class=failure.failure_class if failure else _class(pod),
+        stage=stage.stage,
+        message=failure.message if failure else _message(pod),
+        rank=rank,
+        node=pod.node,
+        pod=pod.name,
+        exit_code=pod.exit_code,
+        log_tail=_log_tail(pod, failure),
+        time=now,
+    )
+
+
+def _is_cascade(pod: PodFacts) -> bool:
+    failure = pod.outcome.failure if pod.outcome else None
+    if failure is not None:
+        return failure.failure_class in ("PeerLost", "Stopped")
+    return pod.exit_code is None and not pod.deleted
+
+
+def _failed_at(pod: PodFacts, now: str) -> float:
+    if pod.outcome is not None and pod.outcome.failure is not None:
+        return pod.outcome.failure.time
+    return seconds(pod.finished or now)
+
+
+def _class(pod: PodFacts) -> FailureClass:
+    if pod.reason == "OOMKilled":
+        return "OutOfMemory"
+    if pod.reason == "Evicted" and not pod.disrupted:
+        return "Configuration"
+    if pod.deleted or pod.exit_code is None or pod.exit_code in KILLED_CODES:
+        return "Killed"
+    return "Internal"
+
+
+def _message(pod: PodFacts) -> str:
+    if pod.reason == "OOMKilled":
+        return (
+            f"pod {pod.name} used more memory than its limit; lower spec.training.microBatchSize "
+            "or sequenceLength, or ask for a profile with more memory"
+        )
+    if pod.reason == "Evicted" and not pod.disrupted:
+        return (
+            f"pod {pod.name} was evicted: it used more local storage (/tmp and its log) than it "
+            "may; ask for a profile whose nodes have more"
+        )
+    if pod.deleted and pod.exit_code is None:
+        return f"pod {pod.name} was deleted"
+    if pod.exit_code is not None and pod.exit_code in KILLED_CODES:
+        return f"pod {pod.name} was killed by signal {pod.exit_code - 128}"
+    why = f" ({pod.reason})" if pod.reason and pod.reason != "Error" else ""
+    return f"pod {pod.name} failed with exit code {pod.exit_code}{why}"
+
+
+def _log_tail(pod: PodFacts, failure: Failure | None) -> str | None:
+    text = failure.log_tail if failure else pod.message
+    if not text:
+        return None
+    return "\n".join(re.split(r"\r?\n", text.strip())[-LOG_TAIL_LINES:])
+
+
+def _nothing_left(stage: StageFacts, now: str) -> LastFailure:
+    if stage.state == "Complete":
+        message = (
+            f"the {stage.stage} pods ended without an error but left no proof of their work; "
+            "the trainer image does not match this operator, or the pods were removed at once"
+        )
+    else:
+        message = f"the {stage.stage} pods are gone: {stage.message or 'no reason given'}"
+    return LastFailure(failure_class="Internal", stage=stage.stage, message=message, time=now)
