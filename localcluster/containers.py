@@ -73,6 +73,11 @@ def ensure_pause(layout: Layout, number: int, program: Path) -> None:
         import_image(layout, number, archive)
 
 
+def kill(layout: Layout, number: int, container: str) -> None:
+    """Kill the first process of a container behind the kubelet's back, as the kernel would."""
+    _ctr(layout, number, "tasks", "kill", "--signal", "SIGKILL", container)
+
+
 def remove_all(layout: Layout, number: int) -> None:
     """Remove all containers of a node (their processes are gone)."""
     for task in _ctr(layout, number, "tasks", "list", "--quiet", check=False).split():

@@ -146,26 +146,25 @@ def _optimizer(model: nn.Module, run: RunConfig) -> torch.optim.Optimizer:
 def check_separation(module: SummedLoss, device: torch.device) -> None:
     """Prove on the loaded model that one packed example cannot see the one before it.
 
-    Two sequences that differ in their first example only must give the same predictions for the
-    second. Not every architecture keeps them apart: recurrent ones carry a state along.
+    The same example twice in a sequence, after two different ones, must get the same predictions
+    both times. Not every architecture keeps them apart: recurrent ones carry a state along.
 
     Raises:
         ConfigurationError: it does not.
     """
     length = 8
-    positions = torch.arange(length).repeat(2)[None].to(device)
-    keep = torch.arange(length, 2 * length).to(device)
-    segments = attention.segments(positions.cpu().numpy())
+    positions = torch.arange(length).repeat(4)[None]
+    segments = attention.segments(positions.numpy())
     vocabulary = module.model.config.get_text_config().vocab_size
     second = torch.arange(length)
+    ids = torch.cat((second + 1, second, second + 11, second)).remainder(vocabulary)[None]
+    keep = torch.cat((second + length, second + 3 * length))
     module.eval()
-    seen = []
-    for first in (torch.arange(length) + 1, torch.arange(length) + 11):
-        ids = torch.cat((first, second)).remainder(vocabulary)[None].to(device)
-        seen.append(module.logits(ids, positions, keep, segments).float())
+    seen = module.logits(ids.to(device), positions.to(device), keep.to(device), segments).float()
     module.train()
-    apart = (seen[0] - seen[1]).abs().max().item()
-    if apart > 1e-3 * max(1.0, seen[0].abs().max().item()):
+    one, other = seen.reshape(2, length, -1)
+    apart = (one - other).abs().max().item()
+    if apart > 1e-3 * max(1.0, one.abs().max().item()):
         raise ConfigurationError(
             f"{type(module.model).__name__} does not keep examples apart that are packed into one "
             "sequence; set spec.training.packing: false"
