@@ -32,13 +32,15 @@ BUILD = ROOT / "build" / "bench"
 HERE = ROOT / "bench" / "trainer"
 RANKS = 2
 PORT = 29531
+SEED = 7
+"""Of the first round; every round has its own, for both sides."""
 FLOP_PER_TOKEN = 4 * 134_515_008
 """LoRA: two operations per weight forward, two for the gradient of what goes into each layer."""
 HELD_OUT = 6
 """Packed sequences on which the losses are compared afterwards; neither side trains on them."""
 
 
-def configuration(work: Path, steps: int) -> dict[str, Any]:
+def configuration(work: Path, steps: int, seed: int = SEED) -> dict[str, Any]:
     """`run.json`: SmolLM2-135M, LoRA of rank 8 on all linear layers, ZeRO-2, 2 x 512 per rank."""
     fetch = subprocess.run(
         [ROOT / "scripts" / "fetch-smollm2"], check=True, stdout=subprocess.PIPE, text=True
@@ -69,7 +71,7 @@ def configuration(work: Path, steps: int) -> dict[str, Any]:
             "packing": True,
             "precision": "BF16",
             "gradientCheckpointing": False,
-            "seed": 7,
+            "seed": seed,
         },
         "numNodes": 1,
         "numProcPerNode": RANKS,
@@ -197,7 +199,7 @@ def summary(ranks: list[dict[str, Any]], began: float) -> dict[str, Any]:
     return found
 
 
-def ours(name: str, work: Path, steps: int, memory: bool) -> dict[str, Any]:
+def ours(name: str, work: Path, steps: int, memory: bool, seed: int = SEED) -> dict[str, Any]:
     """A run of our trainer, in a work directory of its own."""
     own = BUILD / "trainer" / f"{name}-work"
     shutil.rmtree(own, ignore_errors=True)
@@ -206,7 +208,7 @@ def ours(name: str, work: Path, steps: int, memory: bool) -> dict[str, Any]:
         (own / part).symlink_to(work / part)
     facts = json.loads((work / "prepare.json").read_text())
     (own / "prepare.json").write_text(json.dumps(facts | {"totalSteps": steps}))
-    config = configuration(work, steps) | {"workDir": str(own)}
+    config = configuration(work, steps, seed) | {"workDir": str(own)}
     (own / "run.json").write_text(RunConfig.model_validate(config).model_dump_json(by_alias=True))
     rows = config["training"]["globalBatchSize"] / RANKS
     told = {
@@ -220,9 +222,11 @@ def ours(name: str, work: Path, steps: int, memory: bool) -> dict[str, Any]:
     return found | {"losses": losses, "result": str(own / "result")}
 
 
-def trl(name: str, work: Path, steps: int, packing: bool, memory: bool) -> dict[str, Any]:
+def trl(
+    name: str, work: Path, steps: int, packing: bool, memory: bool, seed: int = SEED
+) -> dict[str, Any]:
     """A run of TRL."""
-    config = configuration(work, steps)
+    config = configuration(work, steps, seed)
     told = {
         "model": str(work / "model"),
         "examples": str(work / "examples.json"),
@@ -280,8 +284,8 @@ def report(
         "checkpoint_stall_ratio": checkpoint_stall(),
         "held_out_loss": {
             "before": losses[""],
-            "ours": losses[mine[0]["result"]],
-            "trl_packed": losses[packed[0]["result"]],
+            "ours": [losses[run["result"]] for run in mine],
+            "trl_packed": [losses[run["result"]] for run in packed],
         },
         "matmul_peak_flops": flops,
         "fraction_of_matmul_peak": {
@@ -310,18 +314,19 @@ def main() -> None:
     options = parser.parse_args()
     BUILD.mkdir(parents=True, exist_ok=True)
     work = prepared(options.fresh)
-    steps, rounds = (3, 1) if options.quick else (8, 2)
+    steps, rounds = (3, 1) if options.quick else (12, 2)
     warm()
     flops = peak()
     mine, packed = [], []
     plain: dict[str, Any] = {}
     for number in range(rounds):
         last = number == rounds - 1
-        mine.append(ours(f"ours-{number}", work, steps, memory=last))
-        packed.append(trl(f"trl-packed-{number}", work, steps, packing=True, memory=last))
+        seed = SEED + number
+        mine.append(ours(f"ours-{number}", work, steps, last, seed))
+        packed.append(trl(f"trl-packed-{number}", work, steps, True, last, seed))
         if number == 0:
-            plain = trl("trl-default", work, steps, packing=False, memory=False)
-    results = [mine[0]["result"], packed[0]["result"]]
+            plain = trl("trl-default", work, steps, packing=False, memory=False, seed=seed)
+    results = [run["result"] for run in (*mine, *packed)]
     told = python(HERE / "judge.py", "loss", work / "model", work / "held-out.json", *results)
     found = report(mine, packed, plain, json.loads(told.splitlines()[-1]), flops)
     (BUILD / "trainer.json").write_text(json.dumps(found, indent=1) + "\n")

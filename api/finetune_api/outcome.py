@@ -145,6 +145,9 @@ class PrepareFacts(ApiModel):
     lengths: list[LengthBin] = []
     """Histogram of the examples' lengths before anything is cut, at most 12 bars."""
 
+    samples: list[str] = []
+    """The first examples as training sees them, what is learned between ⟦ and ⟧, cut short."""
+
     retention_examples: int = 0
     """Examples of the retention set."""
 

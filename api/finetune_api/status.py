@@ -148,6 +148,12 @@ class DatasetFacts(ApiModel):
     lengths: Annotated[list[LengthBin], Field(max_length=12)] = []
     """Histogram of the examples' lengths before anything was cut."""
 
+    samples: Annotated[
+        list[Annotated[str, StringConstraints(max_length=300)]], Field(max_length=3)
+    ] = []
+    """The first examples as training sees them, their beginnings: what is learned stands between
+    ⟦ and ⟧."""
+
     format: Literal["Chat", "Instruction", "Text", "Preference"]
     """The format that was found."""
 

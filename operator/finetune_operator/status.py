@@ -214,6 +214,7 @@ def _dataset(facts: PrepareFacts | None) -> DatasetFacts | None:
         truncated_fraction=round(facts.truncated_examples / total, 4) if total else 0.0,
         packing_efficiency=round(facts.packing_efficiency, 4),
         lengths=facts.lengths,
+        samples=facts.samples,
         format=facts.format,
     )
 

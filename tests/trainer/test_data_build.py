@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from finetune_trainer.data.build import Built, build, split
 from finetune_trainer.data.examples import pieces
 from finetune_trainer.data.lengths import histogram
 from finetune_trainer.data.masking import Tokens
-from finetune_trainer.data.samples import one_line, read_samples, render
+from finetune_trainer.data.samples import for_status, one_line, render
 from finetune_trainer.data.store import DataMeta, SplitMeta, write_split
 from finetune_trainer.errors import ConfigurationError, DataError, ModelError
 
@@ -127,7 +128,7 @@ def test_without_held_out_examples_there_is_no_such_directory(tmp_path: Path) ->
     found = built(tmp_path, eval_fraction=0.0)
     assert found.meta.eval is None
     assert sorted(path.name for path in (tmp_path / "data").iterdir()) == [
-        "meta.json", "samples.json", "samples.txt", "train",
+        "meta.json", "samples.txt", "train",
     ]  # fmt: skip
 
 
@@ -323,50 +324,18 @@ def test_samples_mark_what_is_learned(tmp_path: Path) -> None:
     ) in text
 
 
-def test_samples_for_machines_are_held_out_questions_with_their_answers(tmp_path: Path) -> None:
-    built(tmp_path)
-    found = read_samples(tmp_path / "data")
-    tokenizer = tiny_tokenizer()
-    assert len(found) == 3
-    trained_on = (tmp_path / "data/samples.txt").read_text()
-    for sample in found:
-        number = int(sample.where.removeprefix("d.jsonl line ")) - 1
-        record = questions(20)[number]
-        assert sample.held_out
-        assert sample.where + " " not in trained_on
-        assert sample.expected == record["completion"]
-        assert sample.prompt == (
-            f"<|im_start|>user\n{record['prompt']}<|im_end|>\n<|im_start|>assistant\n"
-        )
-        assert tokenizer.decode(sample.prompt_ids) == sample.prompt
+def test_the_status_gets_three_samples(tmp_path: Path) -> None:
+    record = {"prompt": "Say it.", "completion": "Yes."}
+    found = built(tmp_path, records=[record] * 4, eval_fraction=0.0)
+    said = r"<|im_start|>user\nSay it.<|im_end|>\n<|im_start|>assistant\n⟦Yes.<|im_end|>⟧\n"
+    assert found.samples == [said] * 3
 
 
-def test_without_held_out_examples_the_samples_are_of_those_trained_on(tmp_path: Path) -> None:
-    built(tmp_path, eval_fraction=0.0)
-    found = read_samples(tmp_path / "data")
-    assert [(s.where, s.held_out) for s in found] == [
-        (f"d.jsonl line {i}", False) for i in (1, 2, 3)
-    ]
-
-
-def test_of_a_conversation_the_last_answer_is_asked_for(tmp_path: Path) -> None:
-    turns = [("user", "a?"), ("assistant", "A."), ("user", "b?"), ("assistant", "B.")]
-    chat = {"messages": [{"role": role, "content": text} for role, text in turns]}
-    built(tmp_path, records=[chat], eval_fraction=0.0)
-    (found,) = read_samples(tmp_path / "data")
-    assert found.expected == "B."
-    assert found.prompt.endswith(
-        "A.<|im_end|>\n<|im_start|>user\nb?<|im_end|>\n<|im_start|>assistant\n"
-    )
-
-
-def test_of_a_text_the_second_half_is_asked_for(tmp_path: Path) -> None:
-    text = "Two plus two is four. Three plus three is six."
-    built(tmp_path, template=None, records=[{"text": text}], eval_fraction=0.0)
-    (found,) = read_samples(tmp_path / "data")
-    assert found.prompt + found.expected == text
-    assert found.prompt_ids == tiny_tokenizer(None).encode(text)[: len(found.prompt_ids)]
-    assert 0 < len(found.prompt) < len(text)
+def test_a_sample_in_the_status_has_a_bounded_number_of_bytes() -> None:
+    found = for_status('"é\n' * 400)
+    assert found.startswith(r'"é\n"é')
+    assert found.endswith("...")
+    assert 290 < len(json.dumps(found, ensure_ascii=False).encode()) <= 300
 
 
 def test_a_sample_in_the_log_is_one_short_line() -> None:

@@ -67,6 +67,7 @@ def test_the_facts_say_what_there_is_to_train_on(tmp_path: Path, model: Path, da
             LengthBin(up_to=32, examples=10),
             LengthBin(up_to=48, examples=10),
         ],
+        samples=facts.samples,
         packing_efficiency=facts.tokens / arrays["input_ids"].size,
         total_steps=-(-len(arrays["input_ids"]) // 4),
         resolved=ResolvedTraining(
@@ -78,6 +79,7 @@ def test_the_facts_say_what_there_is_to_train_on(tmp_path: Path, model: Path, da
         ),
         estimate=facts.estimate,
     )
+    assert [sample.count("⟦") for sample in facts.samples] == [1, 1, 1]
     assert facts.estimate == estimate(inspect_model(model, "tiny").shape, Setup.of(run))
     stored = (tmp_path / "work/prepare.json").read_bytes()
     assert PrepareFacts.model_validate_json(stored) == facts

@@ -159,6 +159,7 @@ def _facts(
         split_examples=found.split,
         duplicate_examples=found.duplicates,
         lengths=found.lengths,
+        samples=built.samples,
         packing_efficiency=efficiency(built.meta),
         total_steps=total_steps(run, train.sequences),
     )

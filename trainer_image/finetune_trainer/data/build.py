@@ -68,6 +68,8 @@ class Built:
     found: Counts
     train_examples: int
     eval_examples: int
+    samples: list[str]
+    """A few examples, what is learned between ⟦ and ⟧."""
 
 
 def build(
@@ -111,7 +113,7 @@ def build(
     _report_losses(found, length, run.long_examples)
     started = time.monotonic()
     train, held_out = split(found.count, run.eval_fraction, run.training.seed)
-    _samples(found.examples, held_out, tokenizer, directory)
+    samples = _samples(found.examples, held_out, tokenizer, directory)
     meta = _write(run, found.examples, held_out, vocabulary_size, directory, run_hash)
     (directory / META).write_text(meta.model_dump_json(by_alias=True, indent=2))
     say(
@@ -120,7 +122,7 @@ def build(
         f"in {time.monotonic() - started:.1f} s; {meta.train.trained_tokens} tokens are learned; "
         f"{len(held_out)} examples are held out"
     )
-    return Built(meta, found, train_examples=len(train), eval_examples=len(held_out))
+    return Built(meta, found, len(train), len(held_out), samples)
 
 
 def check(files: list[tuple[str, Path]], wanted: str, objective: Objective = "SFT") -> None:
@@ -252,11 +254,8 @@ def _report_losses(found: Tokenized, length: int, choice: LongExamples) -> None:
         )
 
 
-def _samples(examples: Examples, held_out: Array, tokenizer: Any, directory: Path) -> None:
-    is_held_out = np.isin(examples.documents, held_out)
-    train, held = (
-        [examples[int(index)] for index in np.flatnonzero(chosen)[:COUNT]]
-        for chosen in (~is_held_out, is_held_out)
-    )
-    write_samples(directory, train, held, tokenizer)
+def _samples(examples: Examples, held_out: Array, tokenizer: Any, directory: Path) -> list[str]:
+    chosen = np.flatnonzero(~np.isin(examples.documents, held_out))[:COUNT]
+    train = [examples[int(index)] for index in chosen]
     say(f"an example, learned between ⟦ and ⟧: {one_line(render(train[0], tokenizer))}")
+    return write_samples(directory, train, tokenizer)

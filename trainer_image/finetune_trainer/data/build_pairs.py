@@ -45,8 +45,8 @@ def build_pairs(
     _report(run, found, length, time.monotonic() - started)
     directory.mkdir(parents=True)
     parts = _parts(run, pairs, found)
-    train, held_out = ([pair[0] for pair in parts[name][0][:COUNT]] for name in (TRAIN, EVAL))
-    write_samples(directory, train, held_out, tokenizer)
+    train = [pair[0] for pair in parts[TRAIN][0][:COUNT]]
+    samples = write_samples(directory, train, tokenizer)
     say(f"an example, learned between ⟦ and ⟧: {one_line(render(train[0], tokenizer))}")
     metas = {name: write_pairs(directory / name, *part) for name, part in parts.items() if part[0]}
     width = max(len(answer.ids) for pair in pairs for answer in pair)
@@ -59,7 +59,7 @@ def build_pairs(
     )
     (directory / META).write_text(meta.model_dump_json(by_alias=True, indent=2))
     say(f"wrote {meta.train.sequences} pairs; {len(parts[EVAL][0])} are held out")
-    return Built(meta, found, len(parts[TRAIN][0]), len(parts[EVAL][0]))
+    return Built(meta, found, len(parts[TRAIN][0]), len(parts[EVAL][0]), samples)
 
 
 def check_pairs(run: RunConfig, files: list[tuple[str, Path]]) -> None:

@@ -1,43 +1,19 @@
-"""A few examples as training sees them: for people, and for the answers before and after training.
-
-`data/samples.txt` shows the first examples with what is learned marked. `data/samples.json` holds
-`Sample`s: the question and the expected answer apart, of held-out examples where there are any.
-"""
+"""A few examples as training sees them, what is learned marked: `data/samples.txt`, the status."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from pydantic import TypeAdapter
-
-from finetune_api.base import ApiModel
 from finetune_trainer.data.masking import Tokens
 
 COUNT = 3
 LEARNED_START, LEARNED_END = "⟦", "⟧"
 LOG_CHARACTERS = 400
-TEXT_FILE, JSON_FILE = "samples.txt", "samples.json"
-
-
-class Sample(ApiModel):
-    """A question and the answer that the data give to it."""
-
-    where: str
-    """File and place."""
-    held_out: bool
-    """Not trained on."""
-    prompt: str
-    """All that stands before the last answer, as the model is asked: special tokens in it."""
-    prompt_ids: list[int]
-    """The same as token ids: what to give the model."""
-    expected: str
-    """The last answer, without the token that ends it. Of a text: its second half."""
-
-
-_SAMPLES = TypeAdapter(list[Sample])
+STATUS_BYTES = 300
+TEXT_FILE = "samples.txt"
 
 
 def render(tokens: Tokens, tokenizer: Any) -> str:
@@ -65,43 +41,27 @@ def samples_text(examples: Sequence[Tokens], tokenizer: Any) -> str:
     return "\n".join([head, "", *blocks])
 
 
-def sample(tokens: Tokens, held_out: bool, tokenizer: Any) -> Sample:
-    """Question and answer of an example; a text that is learned as a whole is cut in the middle."""
-    learned = np.flatnonzero(tokens.learned)
-    end = int(learned[-1]) + 1
-    gaps = np.flatnonzero(~tokens.learned[:end])
-    start = int(gaps[-1]) + 1 if gaps.size else 0
-    if start <= 1:  # nothing stands before it but what the tokenizer puts before every text
-        start = max(1, end // 2)
-    return Sample(
-        where=tokens.where,
-        held_out=held_out,
-        prompt=tokenizer.decode(tokens.ids[:start], skip_special_tokens=False),
-        prompt_ids=tokens.ids[:start].tolist(),
-        expected=tokenizer.decode(tokens.ids[start:end], skip_special_tokens=True),
-    )
-
-
-def write_samples(
-    directory: Path, train: Sequence[Tokens], held_out: Sequence[Tokens], tokenizer: Any
-) -> None:
-    """Leave both files.
+def write_samples(directory: Path, train: Sequence[Tokens], tokenizer: Any) -> list[str]:
+    """Leave the file; returns the same examples, each in a line that fits into the status.
 
     Args:
         train: The first examples that are trained on.
-        held_out: The first that are not; empty where nothing is held out.
     """
     (directory / TEXT_FILE).write_text(samples_text(train, tokenizer), encoding="utf-8")
-    found = [sample(tokens, bool(held_out), tokenizer) for tokens in held_out or train]
-    (directory / JSON_FILE).write_bytes(_SAMPLES.dump_json(found, by_alias=True, indent=2))
+    return [for_status(render(tokens, tokenizer)) for tokens in train]
 
 
-def read_samples(work_data: Path) -> list[Sample]:
-    """What `samples.json` holds; OSError or ValueError where it is missing or broken."""
-    return _SAMPLES.validate_json((work_data / JSON_FILE).read_bytes())
+def for_status(text: str) -> str:
+    """A sample of at most `STATUS_BYTES` as JSON: all facts go through a message of 4 KiB."""
+    most = STATUS_BYTES
+    while (
+        len(json.dumps(found := one_line(text, most), ensure_ascii=False).encode()) > STATUS_BYTES
+    ):
+        most -= 4
+    return found
 
 
-def one_line(text: str) -> str:
+def one_line(text: str, most: int = LOG_CHARACTERS) -> str:
     """A sample for the log, cut where it is long."""
     line = text.replace("\n", "\\n")
-    return line if len(line) <= LOG_CHARACTERS else line[: LOG_CHARACTERS - 3] + "..."
+    return line if len(line) <= most else line[: most - 3] + "..."
