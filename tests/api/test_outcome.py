@@ -72,6 +72,7 @@ def test_the_largest_plausible_facts_of_prepare_fit() -> None:
         duplicate_examples=large,
         lengths=[LengthBin(up_to=1 << 31, examples=large) for _ in range(12)],
         retention_examples=large,
+        samples=["é" * 149] * 3,
         resolved=ResolvedTraining(
             zero_stage=3,
             offload="OptimizerAndParameters",
