@@ -67,3 +67,31 @@ class RestartPolicy(ApiModel):
     max_disruptions: Annotated[int, Field(ge=0, le=10_000)] = 100
     """Disruptions (preemption, drain, eviction, a lost node) after which training goes on; they do
     not count as restarts."""
+
+
+HangSeconds = Annotated[int, Field(ge=10, le=604_800)]
+
+
+class HangPolicy(ApiModel):
+    """What happens to a training that no longer gets on. Its workers notice it themselves; a job
+    whose reports are lost goes on."""
+
+    action: Literal["Restart", "Fail", "Report"] = "Restart"
+    """`Restart`: end the attempt, and go on from the last checkpoint in a new one (it counts as a
+    restart). `Fail`: end the job. `Report`: let the workers wait, and only say so. In each case
+    the stacks of the processes are kept, in the log and in `stacks` of the work directory."""
+
+    training_seconds: HangSeconds | Literal["Auto"] = "Auto"
+    """Longest time from one optimizer step to the next. `Auto`: 10 times the median step, and at
+    least 60. The first step may take 600 in any case."""
+
+    loading_seconds: HangSeconds | None = None
+    """Longest time for loading the model and the data. Default: 600, and what reading the model
+    takes at 20 MB per second."""
+
+    evaluating_seconds: HangSeconds | None = None
+    """Longest time from one evaluated batch to the next. Default: 600."""
+
+    checkpointing_seconds: HangSeconds | None = None
+    """Longest time for writing a checkpoint or the result. Default: 600, and what writing it takes
+    at 20 MB per second."""

@@ -28,8 +28,15 @@ WORK_VERIFICATION = "verify.json"
 """In the work directory: `Verification`, what export proves the result by; written by train."""
 WORK_LOSSES = "losses.jsonl"
 """In the work directory: one line per logged step, for the loss curve."""
+WORK_STACKS = "stacks"
+"""In the work directory: where the processes stood when they hung, by attempt and rank."""
 WORK_OUTPUT = "output"
 """In the work directory: the artefact, where the job names no other place."""
+
+ENV_ATTEMPT = "FINETUNE_ATTEMPT"
+"""Variable with the number of the attempt, counted from 0."""
+ENV_HEARTBEAT = "FINETUNE_HEARTBEAT"
+"""Variable with the file that `launch` touches while it runs: the liveness probe looks at it."""
 
 
 class SourceConfig(ApiModel):
@@ -82,6 +89,17 @@ class CheckpointConfig(ApiModel):
     every_minutes: int | None = None
     keep: int = 2
     resume: bool = True
+
+
+class HangConfig(ApiModel):
+    """As in `FineTuneJob.spec.hangPolicy`; None: the watchdog's own budget."""
+
+    report_only: bool = False
+    """Say that a process hangs, and let it."""
+    training_seconds: int | None = None
+    loading_seconds: int | None = None
+    evaluating_seconds: int | None = None
+    checkpointing_seconds: int | None = None
 
 
 class MemoryLimit(ApiModel):
@@ -151,6 +169,7 @@ class RunConfig(ApiModel):
     memory: MemoryLimit = MemoryLimit()
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoints: CheckpointConfig = CheckpointConfig()
+    hang: HangConfig = HangConfig()
     accelerator: Literal["CUDA", "CPU"]
     work_dir: str
     """The job's own directory, seen by all its pods."""

@@ -38,7 +38,8 @@ class Condition(ApiModel):
     """One aspect of the state, in the form of Kubernetes' own conditions."""
 
     type: Annotated[str, StringConstraints(min_length=1, max_length=64)]
-    """`Validated`, `Prepared`, `Trained`, `Exported`, `Complete` or `Failed`."""
+    """`Validated`, `Prepared`, `Trained`, `Exported`, `Complete`, `Failed`, `Waiting` (why it does
+    not run) or `ProgressReported`."""
 
     status: Literal["True", "False", "Unknown"]
     """Whether it holds."""
@@ -50,7 +51,7 @@ class Condition(ApiModel):
     """Why, in a sentence."""
 
     last_transition_time: Time
-    """When `status` last changed."""
+    """When `status` last changed; of `Waiting`, when `status` or `reason` did."""
 
     observed_generation: Count
     """The generation of the spec that this is about."""
@@ -104,6 +105,10 @@ class Progress(ApiModel):
 
     activity: Activity | None = None
     """What the workers are doing."""
+
+    stalled_seconds: Count | None = None
+    """For how long they have not got on, where `spec.hangPolicy.action` is `Report` and it is too
+    long."""
 
     last_update_time: Time
     """When this was written."""

@@ -12,7 +12,7 @@ from pydantic import ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
 from finetune_api.base import API_VERSION, ApiModel, rule, rules
-from finetune_api.lifecycle import Checkpoints, Evaluation, RestartPolicy
+from finetune_api.lifecycle import Checkpoints, Evaluation, HangPolicy, RestartPolicy
 from finetune_api.method import Method, Training, Workers, Zero
 from finetune_api.sources import DatasetSource, ModelSource, ObjectName, Output
 from finetune_api.status import FineTuneJobStatus
@@ -122,6 +122,9 @@ class FineTuneJobSpec(ApiModel):
 
     restart_policy: RestartPolicy = RestartPolicy()
     """How often training may start again."""
+
+    hang_policy: HangPolicy = HangPolicy()
+    """When a training no longer gets on, and what happens then."""
 
     output: Output | None = None
     """Where the result goes. Default: the directory `output` of the job's own claim

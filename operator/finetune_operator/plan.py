@@ -15,6 +15,7 @@ from finetune_api.run_config import (
     AutoField,
     CheckpointConfig,
     EvaluationConfig,
+    HangConfig,
     LoraConfig,
     MemoryLimit,
     PreferenceConfig,
@@ -207,6 +208,7 @@ def _run_config(namespace: str, name: str, uid: str, snapshot: Snapshot, paths: 
         memory=_memory(profile, procs),
         evaluation=_evaluation(spec, paths),
         checkpoints=_checkpoints(spec),
+        hang=_hang(spec),
         accelerator=profile.node.accelerator,
         work_dir=work_dir,
         output_uri=output_uri,
@@ -298,6 +300,18 @@ def _checkpoints(spec: FineTuneJobSpec) -> CheckpointConfig:
         every_minutes=minutes,
         keep=wanted.keep,
         resume=wanted.resume == "Auto",
+    )
+
+
+def _hang(spec: FineTuneJobSpec) -> HangConfig:
+    wanted = spec.hang_policy
+    training = wanted.training_seconds
+    return HangConfig(
+        report_only=wanted.action == "Report",
+        training_seconds=None if training == "Auto" else training,
+        loading_seconds=wanted.loading_seconds,
+        evaluating_seconds=wanted.evaluating_seconds,
+        checkpointing_seconds=wanted.checkpointing_seconds,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from finetune_api import progress
+from finetune_api.run_config import ENV_ATTEMPT, ENV_HEARTBEAT
 from finetune_operator import names
 from finetune_operator.names import Stage
 from finetune_operator.plan import Plan, claim_of
@@ -15,6 +16,10 @@ Manifest = dict[str, Any]
 USER = 65532
 GRACE_SECONDS = 600
 """For the workers to save a checkpoint when they are asked to stop; they end as soon as it is."""
+PROBE = f'test -z "`find ${ENV_HEARTBEAT} -mmin +2 2>/dev/null`"'
+"""Fails where launch's sign of life, one second old where all is well, is older than two minutes.
+A file that is not there is no fault: other images do not write it. (Not in the form that Kubernetes
+would take for a variable of its own.)"""
 MODULES: dict[Stage, str] = {
     "prepare": "finetune_trainer.prepare",
     "train": "finetune_trainer.launch",
@@ -52,7 +57,8 @@ def pod_spec(plan: Plan, stage: Stage, attempt: int, settings: Settings) -> Mani
 
 
 def _container(plan: Plan, stage: Stage, attempt: int, settings: Settings) -> Manifest:
-    return {
+    probe = {"livenessProbe": _liveness()} if stage == "train" else {}
+    return probe | {
         "name": names.CONTAINER,
         "image": plan.snapshot.image,
         "imagePullPolicy": settings.trainer_pull_policy,
@@ -67,6 +73,19 @@ def _container(plan: Plan, stage: Stage, attempt: int, settings: Settings) -> Ma
         # A container that dies without a word leaves the end of its log in its status.
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": _mounts(plan, stage),
+    }
+
+
+def _liveness() -> Manifest:
+    """Notices a pod in which nothing runs any more, launch included; launch notices the rest. It
+    takes five minutes at least: nobody else may be blamed for a node that stands still a while."""
+    return {
+        "exec": {"command": ["sh", "-c", PROBE]},
+        "periodSeconds": 60,
+        "timeoutSeconds": 10,
+        "failureThreshold": 5,
+        # What is stopped cannot save a checkpoint: the pod's own grace period would be lost time.
+        "terminationGracePeriodSeconds": 30,
     }
 
 
@@ -95,6 +114,10 @@ def _env(plan: Plan, stage: Stage, attempt: int, settings: Settings) -> list[Man
         found.append({"name": "DS_ACCELERATOR", "value": "cpu"})
     if stage == "train":
         found += _rendezvous(plan, attempt)
+        found += [
+            {"name": ENV_ATTEMPT, "value": str(attempt)},
+            {"name": ENV_HEARTBEAT, "value": f"{names.TMP_DIR}/launch.alive"},
+        ]
         url = settings.progress_url + progress.status_path(plan.namespace, plan.name)
         found += [
             {"name": progress.ENV_URL, "value": url},

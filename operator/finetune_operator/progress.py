@@ -46,6 +46,7 @@ def _progress(
     before = old or Progress(attempt=attempt, last_update_time=now)
     loss = number(wire.LOSS, before.loss)
     percent = report.progress_percentage
+    stalled = _whole(report.number(wire.STALLED_SECONDS))
     activity = report.text(wire.ACTIVITY)
     new_step = before.step if step is None else step
     return Progress(
@@ -63,6 +64,7 @@ def _progress(
         grad_norm=number(wire.GRAD_NORM, before.grad_norm),
         tokens_per_second=number(wire.TOKENS_PER_SECOND, before.tokens_per_second),
         activity=_activity(activity) or before.activity,
+        stalled_seconds=stalled,  # not from before: who gets on again does not name it
         last_update_time=now,
         history=_history(before.history, new_step, report.number(wire.LOSS)),
     )
@@ -70,6 +72,8 @@ def _progress(
 
 def _worth_writing(old: Progress | None, new: Progress) -> bool:
     if old is None or new.activity != old.activity:
+        return True
+    if (new.stalled_seconds is None) != (old.stalled_seconds is None):
         return True
     passed = seconds(new.last_update_time) - seconds(old.last_update_time)
     if passed < MIN_SECONDS:

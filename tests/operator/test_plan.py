@@ -76,6 +76,7 @@ def test_a_five_line_job_is_resolved_completely() -> None:
         "memory": {"hostBytes": 8 * 2**30},
         "evaluation": {"retentionMaxExamples": 500},
         "checkpoints": {"everyMinutes": 15, "keep": 2, "resume": True},
+        "hang": {"reportOnly": False},
         "accelerator": "CUDA",
         "workDir": "/var/finetune/work",
         "outputUri": "pvc://docs-work/output",
@@ -89,6 +90,14 @@ def test_only_the_profile_permits_the_code_of_a_model() -> None:
     profile = {"default": True, "limits": {"remoteCode": True}}
     assert run_config({}, a=profile)["allowRemoteCode"] is True
     assert run_config({}, a={"default": True})["allowRemoteCode"] is False
+
+
+def test_what_the_job_says_of_hangs_reaches_the_watchdog() -> None:
+    wanted = {"trainingSeconds": 300, "loadingSeconds": 900, "evaluatingSeconds": 60}
+    wanted |= {"checkpointingSeconds": 1200}
+    found = run_config({"hangPolicy": wanted | {"action": "Report"}})["hang"]
+    assert found == wanted | {"reportOnly": True}
+    assert run_config({"hangPolicy": {"action": "Fail"}})["hang"] == {"reportOnly": False}
 
 
 def test_what_the_job_says_is_not_left_to_prepare() -> None:

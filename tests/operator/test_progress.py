@@ -110,3 +110,12 @@ def test_the_history_is_thinned_evenly_and_keeps_the_newest() -> None:
     assert len(steps) <= 50
     assert steps == sorted(set(steps))
     assert steps[-1] == 500
+
+
+def test_a_hang_that_is_only_reported_is_written_at_once_and_its_end_too() -> None:
+    found = merge(FIRST, report(10, stalled_seconds=77.4), 0, T1)
+    assert isinstance(found, Progress)
+    assert found.stalled_seconds == 77
+    again = merge(found, report(10), 0, T1)
+    assert isinstance(again, Progress)
+    assert again.stalled_seconds is None

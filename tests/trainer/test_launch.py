@@ -88,6 +88,7 @@ def start_pods(run: RunConfig, directory: Path, started: list[Worker]) -> list[W
             PET_MASTER_ADDR="localhost",
             PET_MASTER_PORT=str(port),
             TERMINATION_LOG=str(message),
+            FINETUNE_ATTEMPT="3",
         )
         message.unlink(missing_ok=True)
         with log.open("wb") as out:
@@ -227,6 +228,51 @@ def test_when_one_pod_is_stopped_the_others_save_the_same_step_and_end_too(
         (step,) = steps_of_checkpoints(work)
         assert step >= before
         assert outcome.failure.message.endswith(f"checkpoint of step {step} is saved")
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_rank_that_is_stopped_is_named_even_where_it_has_no_peer(
+    tmp_path: Path, started: list[Worker], processes: int
+) -> None:
+    work = work_for(tmp_path, ENDLESS)
+    run = run_config(work, num_proc_per_node=processes, hang={"trainingSeconds": 10})
+    (worker,) = start_pods(run, tmp_path, started)
+    until(lambda: steps_done(work) >= 2, "training")
+    last = processes - 1
+    os.kill(worker.child(last), signal.SIGSTOP)
+    code, outcome = worker.end(60)
+    failure = outcome.failure
+    assert failure is not None
+    assert (code, failure.failure_class, failure.rank) == (204, "Hang", last)
+    assert failure.step is not None
+    assert failure.message == (
+        "its process was stopped by a signal (SIGSTOP); no sign of life for 5 s while training, "
+        f"after step {failure.step}; its stacks are in stacks/attempt-3/rank-{last}.txt of the "
+        "work directory"
+    )
+    assert failure.step >= 2
+    kept = (work / "stacks" / "attempt-3" / f"rank-{last}.txt").read_text()
+    assert "finetune_trainer/loop.py" in kept
+
+
+def test_a_stopped_rank_that_is_only_reported_goes_on_when_it_may(
+    tmp_path: Path, started: list[Worker]
+) -> None:
+    work = work_for(tmp_path, ENDLESS)
+    hang = {"trainingSeconds": 10, "reportOnly": True}
+    (worker,) = start_pods(run_config(work, hang=hang), tmp_path, started)
+    until(lambda: steps_done(work) >= 2, "training")
+    rank = worker.child(0)
+    os.kill(rank, signal.SIGSTOP)
+    try:
+        said = "rank 0 hangs: its process was stopped by a signal (SIGSTOP)"
+        until(lambda: said in worker.log.read_text(), "reported", 60)
+        before = steps_done(work)
+    finally:
+        os.kill(rank, signal.SIGCONT)
+    until(lambda: steps_done(work) > before, "going on", 60)
+    worker.process.send_signal(signal.SIGTERM)
+    assert worker.end()[0] == 143
 
 
 def ended(found: FailureClass, rank: int, at: float, code: int, message: str = "it broke") -> Ended:

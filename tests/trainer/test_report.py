@@ -144,8 +144,8 @@ def test_percent_is_rounded_down_and_100_means_done(activity: Any, step: int, pe
 @pytest.mark.parametrize(
     ("changes", "since", "wait"),
     [
-        ({}, 0.0, None),
-        ({}, 100.0, None),
+        ({}, 0.0, 60.0),  # nothing new, and still a sign of life
+        ({}, 100.0, 0.0),
         ({"loss": 2.0}, 1.0, 4.0),
         ({"loss": 2.0}, 5.0, 0.0),
         ({"activity": "Saving"}, 0.5, 1.5),
@@ -155,7 +155,7 @@ def test_percent_is_rounded_down_and_100_means_done(activity: Any, step: int, pe
     ],
 )
 def test_a_change_of_activity_or_percent_is_sent_sooner_than_one_of_numbers(
-    changes: dict[str, Any], since: float, wait: float | None
+    changes: dict[str, Any], since: float, wait: float
 ) -> None:
     assert seconds_until_due(STATE, replace(STATE, **changes), since) == wait
 

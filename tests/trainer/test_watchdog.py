@@ -9,13 +9,19 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from finetune_api.outcome import ExitCode, Failure, Outcome
+from finetune_api.run_config import HangConfig
 from finetune_trainer.cascade import Ended, failure_of
-from finetune_trainer.watchdog import Countdown, Limits, Watchdog
+from finetune_trainer.countdown import Countdown, Limits
+from finetune_trainer.stacks import Shelf
+from finetune_trainer.watchdog import Watchdog
+
+pytestmark = pytest.mark.trainer
 
 
 def countdown(*steps: float, between: int = 1) -> Countdown:
@@ -41,6 +47,35 @@ def test_a_step_may_take_ten_times_the_median_and_never_less_than_a_minute(
     count: Countdown, budget: float
 ) -> None:
     assert count.budget == budget
+
+
+@pytest.mark.parametrize(
+    ("count", "budget"),
+    [
+        (countdown(), 600),  # the first step may take long, whatever is asked for
+        (countdown(30.0, 30.0, 30.0), 20),
+        (countdown(1.0, between=4), 80),
+        (Countdown(activity="Loading"), 30),
+        (Countdown(activity="Evaluating"), 40),
+        (Countdown(activity="Checkpointing"), 50),
+        (Countdown(activity="Saving"), 50),
+        (Countdown(activity="Starting"), 2100),
+    ],
+)
+def test_the_job_may_say_how_long_each_activity_takes(count: Countdown, budget: float) -> None:
+    count.limits = Limits.of(
+        HangConfig(
+            training_seconds=20,
+            loading_seconds=30,
+            evaluating_seconds=40,
+            checkpointing_seconds=50,
+        )
+    )
+    assert count.budget == budget
+
+
+def test_a_job_that_says_nothing_gets_the_budgets_of_the_watchdog() -> None:
+    assert Limits.of(HangConfig()) == Limits()
 
 
 def test_every_activity_has_a_budget_of_its_own_and_all_of_it() -> None:
@@ -109,6 +144,78 @@ def test_a_failure_has_the_step_the_rank_and_the_stack_of_the_main_thread() -> N
     assert "no step has ended for 0 s after step 7" in failure.message
     assert "in test_a_failure_has_the_step_the_rank" in (failure.log_tail or "")
     assert "test_watchdog.py" in stacks
+
+
+def until(condition: Callable[[], object], what: str, seconds: float = 30) -> None:
+    """Wait for what another thread or process brings about."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"not within {seconds} s: {what}"
+        time.sleep(0.02)
+
+
+def test_a_hang_that_is_only_reported_is_left_alone_and_told_again_the_next_time(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Limits, "of", lambda _: Limits(step=0.05, tick=0.01))
+    stalled: list[float | None] = []
+    ended: list[Failure] = []
+    dog = Watchdog(3, None, Limits(tick=0.01), lambda failure, _: ended.append(failure)).start()
+    dog.heed(HangConfig(report_only=True), Shelf(tmp_path, "attempt-2"), stalled.append)
+    dog.begin("Training")
+    for step in (7, 8):
+        dog.step_ended(step, 0.001)
+        until(lambda step=step: len(stalled) == 2 * step - 13, f"the hang after step {step}")
+        dog.step_ended(step, 0.001)
+        until(lambda step=step: len(stalled) == 2 * step - 12, "the end of the hang")
+    dog.stop()
+    assert ended == []
+    assert [seconds is None for seconds in stalled] == [False, True, False, True]
+    said = [line for line in capfd.readouterr().out.splitlines() if line.startswith("rank 3 ")]
+    assert [line.split(";")[0] for line in said] == [
+        "rank 3 hangs: no step has ended for 0 s after step 7, a step takes 0.001 s",
+        "rank 3 gets on again",
+        "rank 3 hangs: no step has ended for 0 s after step 8, a step takes 0.001 s",
+        "rank 3 gets on again",
+    ]
+    kept = (tmp_path / "stacks" / "attempt-2" / "rank-3.txt").read_text()
+    assert "after step 8" in kept  # the last time it hung
+    assert "test_watchdog.py" in kept
+
+
+def test_the_stacks_are_kept_and_the_failure_says_where(tmp_path: Path) -> None:
+    told: list[Failure] = []
+    dog = Watchdog(1, None, Limits(tick=0.01), lambda failure, _: told.append(failure))
+    dog.heed(HangConfig(), Shelf(tmp_path, "attempt-0"), lambda _: None)
+    dog.countdown.limits = Limits(step=0.05, tick=0.01)
+    dog.begin("Training")
+    dog.step_ended(7, 0.001)
+    dog.start()
+    until(lambda: told, "the hang")
+    dog.stop()
+    assert told[0].message.endswith(
+        "the log has the stacks of all threads, and stacks/attempt-0/rank-1.txt of the work "
+        "directory"
+    )
+    kept = (tmp_path / "stacks" / "attempt-0" / "rank-1.txt").read_text()
+    assert kept.startswith("no step has ended for 0 s after step 7")
+    assert "Thread 0x" in kept
+    assert "in test_the_stacks_are_kept_and_the_failure_says_where" in kept
+
+
+def test_only_the_stacks_of_the_last_attempts_are_kept(tmp_path: Path) -> None:
+    for attempt in range(13):
+        place = Shelf(tmp_path, f"attempt-{attempt}")
+        assert place.keep(0, "x" * 2_000_000) == f"stacks/attempt-{attempt}/rank-0.txt"
+        os.utime(tmp_path / "stacks" / f"attempt-{attempt}", (attempt, attempt))
+    left = {path.name for path in (tmp_path / "stacks").iterdir()}
+    assert left == {f"attempt-{attempt}" for attempt in range(3, 13)}
+    assert (tmp_path / "stacks" / "attempt-12" / "rank-0.txt").stat().st_size == 1_000_000
+
+
+def test_a_volume_that_cannot_be_written_is_not_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "stacks").write_text("in the way")
+    assert Shelf(tmp_path, "attempt-0").keep(0, "text", seconds=0.2) is None
 
 
 def test_a_process_that_gets_on_is_left_alone() -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetune_api.outcome import EXIT_CODES, ExitCode, Failure, FailureClass, Outcome
+from finetune_trainer.supervise import SILENT
 from finetune_trainer.watchdog import LOCK_SECONDS, STACKS
 
 TAIL_LINES = 40
@@ -36,6 +37,9 @@ def failure_of(
     """
     tail = log_tail(outcomes / "logs", rank if local_rank is None else local_rank)
     tail = tail or _kept(outcomes / f"{rank}.log")
+    silent = _told(outcomes / SILENT.format(rank=rank))
+    if silent:
+        return Ended(silent.model_copy(update={"log_tail": tail}), int(ExitCode.HANG))
     told = _told(outcomes / f"{rank}.json")
     if told and code > 0:
         # What it printed comes before what it remembered: it includes the libraries' words.

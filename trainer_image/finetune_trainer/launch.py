@@ -1,7 +1,8 @@
 """Starts the training processes of one pod: `python -m finetune_trainer.launch RUN_JSON`.
 
-torchrun's own engine runs them; around it: waiting for worker 0's name, and at the end one outcome
-that names the process which failed first, and not those that fell over it.
+torchrun's own engine runs them; around it: waiting for worker 0's name, a look at processes that
+stand still (`supervise`), and at the end one outcome that names the process which failed first, and
+not those that fell over it.
 
 Reads `PET_NNODES`, `PET_NPROC_PER_NODE`, `PET_NODE_RANK`, `PET_MASTER_ADDR` and `PET_MASTER_PORT`,
 the names of Kubeflow and torchrun. Without them all processes run on this machine.
@@ -26,6 +27,8 @@ from finetune_trainer import logs
 from finetune_trainer.cascade import Ended, cause, failure_of
 from finetune_trainer.errors import InternalError, PeerLostError, StoppedError
 from finetune_trainer.outcome_file import failure_from, load_run, write_outcome
+from finetune_trainer.stacks import Shelf
+from finetune_trainer.supervise import Supervisor
 from finetune_trainer.train import ENV_OUTCOME_DIRECTORY, finished
 
 JOIN_SECONDS = 1800
@@ -205,9 +208,10 @@ def _nobody(ended: Ended) -> Ended:
     return Ended(ended.failure.model_copy(update={"rank": None}), ended.exit_code)
 
 
-def run_pod(argv: list[str], directory: Path) -> Ended | None:
+def run_pod(argv: list[str], directory: Path, supervisor: Supervisor) -> Ended | None:
     """Everything but telling how it ended; on success the outcome is written by the lead pod."""
     run = load_run(argv, "train")
+    supervisor.heed(run.hang.report_only, Shelf.of(run))
     pod = Pod.from_env(os.environ, run)
     facts = finished(run)
     if facts:
@@ -233,11 +237,14 @@ def main(argv: list[str]) -> int:
     logs.set_up()
     signal.signal(signal.SIGTERM, _stop)
     with tempfile.TemporaryDirectory(prefix="train-", ignore_cleanup_errors=True) as directory:
+        supervisor = Supervisor(Path(directory), os.environ).start()
         try:
-            ended = run_pod(argv, Path(directory))
+            ended = run_pod(argv, Path(directory), supervisor)
         except (Exception, KeyboardInterrupt) as exc:
             failure = failure_from(exc)
             ended = Ended(failure, int(EXIT_CODES[failure.failure_class]))
+        finally:
+            supervisor.stop()
     if ended is None:
         return int(ExitCode.OK)
     write_outcome(Outcome(failure=ended.failure))

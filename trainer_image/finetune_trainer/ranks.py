@@ -17,7 +17,7 @@ from torch import Tensor
 
 from finetune_api.fitting import advice, gib, parts
 from finetune_api.outcome import Estimate
-from finetune_api.run_config import RunConfig
+from finetune_api.run_config import HangConfig, RunConfig
 from finetune_trainer.errors import (
     ConfigurationError,
     HangError,
@@ -26,8 +26,12 @@ from finetune_trainer.errors import (
     PeerLostError,
 )
 
-TIMEOUT = timedelta(minutes=30)
-"""How long a collective may take: longer than rank 0 takes to write a large model."""
+MINUTE = timedelta(minutes=1)
+TIMEOUT = 30 * MINUTE
+"""How long a collective may take: longer than rank 0 takes to write a large model. Also the
+shortest, whatever the job's hang policy: the watchdog is the one that ends a hang, and names it."""
+LEFT_ALONE = timedelta(days=30)
+"""Where a hang is only reported: a collective ends by itself in no time that matters."""
 
 _PEER_GONE = (
     "Connection closed by peer",
@@ -111,6 +115,19 @@ def check_device(run: RunConfig, local_rank: int) -> torch.device:
     return device
 
 
+def patience(policy: HangConfig) -> timedelta:
+    """How long a collective may take by the job's hang policy."""
+    if policy.report_only:
+        return LEFT_ALONE
+    wanted = (
+        policy.training_seconds,
+        policy.loading_seconds,
+        policy.evaluating_seconds,
+        policy.checkpointing_seconds,
+    )
+    return max([TIMEOUT, *(timedelta(seconds=s) + TIMEOUT / 10 for s in wanted if s)])
+
+
 def join(run: RunConfig) -> Gang:
     """Connect to the other processes (NCCL between GPUs, gloo between CPUs).
 
@@ -130,7 +147,9 @@ def join(run: RunConfig) -> Gang:
     vars(deepspeed.ops)["__compatible_ops__"] = {}
     with contextlib.redirect_stdout(io.StringIO()):
         deepspeed.init_distributed(
-            dist_backend="nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT, verbose=False
+            dist_backend="nccl" if device.type == "cuda" else "gloo",
+            timeout=patience(run.hang),
+            verbose=False,
         )
     return Gang(rank, world_size, device)
 
@@ -155,7 +174,7 @@ def classified(run: RunConfig, needed: Estimate | None = None) -> Iterator[None]
             ) from exc
         if waited_too_long(exc):
             raise HangError(
-                f"another worker did not answer for {TIMEOUT.seconds // 60} minutes: "
+                f"another worker did not answer for {patience(run.hang) // MINUTE} minutes: "
                 f"{text.splitlines()[0][:200]}"
             ) from exc
         raise

@@ -27,6 +27,8 @@ MIN_INTERVAL = 2.0
 """Seconds between two reports when the activity or the percentage changes."""
 MAX_INTERVAL = 5.0
 """Seconds between two reports when only numbers change."""
+KEEP_ALIVE = 60.0
+"""Seconds between two reports when nothing changes: a long step is told from a lost connection."""
 TIMEOUT = 5.0
 """Seconds for one report."""
 STEPS_REMEMBERED = 50
@@ -47,6 +49,8 @@ class State:
     learning_rate: float | None = None
     grad_norm: float | None = None
     tokens_per_second: float | None = None
+    stalled_seconds: float | None = None
+    """Without progress, where that is too long by the job's hang policy."""
 
     @property
     def percent(self) -> int:
@@ -66,6 +70,7 @@ class State:
             progress.LEARNING_RATE: self.learning_rate,
             progress.GRAD_NORM: self.grad_norm,
             progress.TOKENS_PER_SECOND: self.tokens_per_second,
+            progress.STALLED_SECONDS: self.stalled_seconds,
         }
         metrics = [Metric(name=k, value=f"{v:.10g}") for k, v in numbers.items() if v is not None]
         metrics.append(Metric(name=progress.ACTIVITY, value=self.activity))
@@ -80,12 +85,12 @@ class State:
         return body.model_dump_json(by_alias=True, exclude_none=True)
 
 
-def seconds_until_due(sent: State | None, state: State, since_sent: float) -> float | None:
-    """How long to wait before `state` is sent; None: there is nothing new."""
+def seconds_until_due(sent: State | None, state: State, since_sent: float) -> float:
+    """How long to wait before `state` is sent."""
     if sent is None:
         return 0.0
     if state == sent:
-        return None
+        return max(0.0, KEEP_ALIVE - since_sent)
     urgent = (state.activity, state.percent) != (sent.activity, sent.percent)
     return max(0.0, (MIN_INTERVAL if urgent else MAX_INTERVAL) - since_sent)
 
@@ -187,7 +192,7 @@ class ThreadReporter:
                         break
                     self._changed.wait(wait)
                 state, closing = self._state, self._closing
-            if state != sent:
+            if state != sent or not closing:
                 self._try(state)
                 # A failed report is not repeated at once either: its server has trouble enough.
                 sent, sent_at = state, self._monotonic()

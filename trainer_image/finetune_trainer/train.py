@@ -40,6 +40,7 @@ from finetune_trainer.outcome_file import (
     write_outcome,
 )
 from finetune_trainer.report import NullReporter, reporter_from
+from finetune_trainer.stacks import Shelf
 from finetune_trainer.stopping import StopRequest
 from finetune_trainer.watch import Measures, Watch
 from finetune_trainer.watchdog import Watchdog
@@ -229,6 +230,8 @@ def _one_rank(argv: list[str], rank: int, watch: Watch) -> int:
         run = load_run(argv, "train")
         if rank == 0:
             watch.reporter = reporter_from(os.environ, logs.warn, logs.say)
+        if watch.watchdog:
+            watch.watchdog.heed(run.hang, Shelf.of(run), watch.stalled)
         facts = finished(run) or _in_gang(run, watch, stop)
     except (Exception, KeyboardInterrupt) as exc:
         failure = failure_from(exc, rank, watch.step)

@@ -46,6 +46,10 @@ class Watch:
         if self.watchdog:
             self.watchdog.alive()
 
+    def stalled(self, seconds: float | None) -> None:
+        """It has not got on for so long, and is only reported; None: it gets on again."""
+        self.reporter.update(stalled_seconds=seconds)
+
     def after_step(self, step: Step) -> None:
         """Take note of an optimizer step."""
         self.step = step.step
