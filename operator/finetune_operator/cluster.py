@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ Json = dict[str, Any]
 APPLY = "application/apply-patch+yaml"
 MERGE_PATCH = "application/merge-patch+json"
 PAGE = 500
+MAX_QUESTIONS = 4
+"""Objects whose Events are read in one pass: one that waits explains the others."""
 ATTEMPTS = 5
 RETRIED = (429, 500, 502, 503, 504)
 
@@ -109,6 +111,14 @@ class Cluster:
             self._list(_path("v1", "Pod", namespace), selector),
         )
         return jobs, pods
+
+    async def events_about(self, namespace: str, uids: Sequence[str]) -> list[Json]:
+        """Events about some objects of a namespace. The API server looks through all of the
+        namespace for each, so this is for when nothing else explains what is seen."""
+        path = f"/api/v1/namespaces/{quote(namespace)}/events"
+        queries = [{"fieldSelector": f"involvedObject.uid={uid}"} for uid in uids[:MAX_QUESTIONS]]
+        answers = await asyncio.gather(*(self._list(path, query) for query in queries))
+        return [event for answer in answers for event in answer]
 
     async def pod(self, namespace: str, name: str) -> Json | None:
         """One pod."""

@@ -5,20 +5,49 @@ from __future__ import annotations
 from typing import Literal
 
 from finetune_api.status import MAX_MESSAGE, Condition, FineTuneJobStatus
-from finetune_operator.decisions import Decision, Evidence, Fail, Restart, Succeed, Wait
+from finetune_operator.decisions import (
+    Decision,
+    Evidence,
+    Fail,
+    Hold,
+    Restart,
+    Resume,
+    Start,
+    Succeed,
+    Wait,
+    Watch,
+)
+from finetune_operator.observe import seconds
+from finetune_operator.reports import CONDITION, Reports
 
 Truth = Literal["True", "False", "Unknown"]
 
 
-def is_done(status: FineTuneJobStatus, condition: str) -> bool:
+def is_done(status: FineTuneJobStatus, type_: str) -> bool:
     """Whether a condition is true."""
-    return any(c.type == condition and c.status == "True" for c in status.conditions)
+    found = condition(status, type_)
+    return found is not None and found.status == "True"
+
+
+def condition(status: FineTuneJobStatus, type_: str) -> Condition | None:
+    """One of the conditions; None: it has never been written."""
+    return next((c for c in status.conditions if c.type == type_), None)
 
 
 def conditions(
-    old: FineTuneJobStatus, generation: int, decision: Decision, evidence: Evidence, now: str
+    old: FineTuneJobStatus,
+    generation: int,
+    decision: Decision,
+    evidence: Evidence,
+    reports: Reports | None,
+    message: str,
+    now: str,
 ) -> list[Condition]:
-    """Every type from the first pass on, `False` until it holds."""
+    """Every type from the first pass on, `False` until it holds.
+
+    Args:
+        message: The phase in a sentence.
+    """
     waiting = decision.refused if isinstance(decision, Wait) else None
     failure = decision.failure if isinstance(decision, Fail | Restart) else None
     final = isinstance(decision, Fail)
@@ -47,12 +76,46 @@ def conditions(
         ("Failed", "True", failure.failure_class, failure.message)
         if failure and final
         else ("Failed", "False", "NoFailure", "nothing has failed"),
+        ("Waiting", *_waiting(decision, message)),
+        (CONDITION, *_reported(reports, now)),
     ]
     before = {c.type: c for c in old.conditions}
     return [
         _condition(before.get(type_), type_, status, reason, message, generation, now)
         for type_, status, reason, message in wanted
     ]
+
+
+def _waiting(decision: Decision, message: str) -> tuple[Truth, str, str]:
+    """What keeps the job from going on, in a word and a sentence."""
+    match decision:
+        case Wait(refused=refused):
+            return "True", refused.reason, message
+        case Watch(running=True):
+            return "False", "Running", "all pods of the stage run"
+        case Watch(reason=reason):
+            return "True", reason, message
+        case Start() | Resume():
+            return "True", "Starting", message
+        case Hold():
+            return "True", "Suspended", message
+        case Restart():
+            return "True", "Restarting", message
+    return "False", "Finished", "the job is over"
+
+
+def _reported(reports: Reports | None, now: str) -> tuple[Truth, str, str]:
+    if reports is None:
+        return "Unknown", "NotTraining", "no training runs"
+    if seconds(now) >= reports.due:
+        words = (
+            f"no report from the workers since {reports.since}; training goes on: the workers end "
+            "a hang themselves"
+        )
+        return "False", "NoReports", words
+    if reports.last is None:
+        return "Unknown", "NotYet", "the workers have not reported yet"
+    return "True", "Reported", "the workers report how far they are"
 
 
 def _condition(
@@ -65,6 +128,8 @@ def _condition(
     now: str,
 ) -> Condition:
     same = before is not None and before.status == status
+    if type_ == "Waiting":  # since when for this reason is what people want to know
+        same = same and before is not None and before.reason == reason
     return Condition(
         type=type_,
         status=status,

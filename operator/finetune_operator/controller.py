@@ -20,6 +20,7 @@ from finetune_operator.observe import Observed, observe
 from finetune_operator.queue import WorkQueue
 from finetune_operator.reconcile import Event, Job, Step, World, parse_job, step
 from finetune_operator.settings import Settings
+from finetune_operator.waiting import questions
 
 Key = tuple[str, str]
 """Namespace and name of a FineTuneJob."""
@@ -38,6 +39,7 @@ class Controller:
         self.metrics = metrics
         self.queue: WorkQueue[Key] = WorkQueue(time.monotonic)
         self._ca_cert = ca_cert
+        self.listening_since = now()
 
     async def reconcile(self, key: Key) -> float | None:
         """One pass; returns the seconds after which to look again."""
@@ -79,13 +81,19 @@ class Controller:
     async def _observe(self, job: Job) -> Observed:
         config_map = await self.cluster.run_config_map(job.namespace, job.name)
         jobs, pods = await self.cluster.children(job.namespace, job.name)
-        return observe(config_map, jobs, pods, job.uid)
+        seen = observe(config_map, jobs, pods, job.uid)
+        asked = questions(seen, job.status, now())
+        if not asked:
+            return seen
+        events = await self.cluster.events_about(job.namespace, asked)
+        return observe(config_map, jobs, pods, job.uid, events)
 
     async def _world(self) -> World:
         return World(
             settings=self.settings,
             profiles=parse_profiles(await self.cluster.profiles()),
             ca_cert=self._ca_cert,
+            listening_since=self.listening_since,
         )
 
     async def _report(self, job: Job, done: Step) -> None:

@@ -37,6 +37,8 @@ class Watch:
     """All its pods run."""
     why: str
     """What is going on, or what it waits for, in a sentence."""
+    reason: str = "Starting"
+    """What it waits for, in a word; see `waiting`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,8 @@ from finetune_operator.observe import PodFacts, StageFacts, seconds
 KILLED_CODES = range(129, 160)
 """Exit codes of a process that died of a signal."""
 LOG_TAIL_LINES = 20
+EFFECTS = ("PeerLost", "Stopped")
+"""Failure classes that follow from what happened elsewhere."""
 
 
 def explain(stage: StageFacts, now: str, processes_per_pod: int = 1) -> LastFailure:
@@ -22,8 +24,10 @@ def explain(stage: StageFacts, now: str, processes_per_pod: int = 1) -> LastFail
     failed = [pod for pod in stage.pods if pod.phase == "Failed" or pod.deleted]
     if not failed:
         return _nothing_left(stage, now)
-    pod = min(failed, key=lambda p: (_is_cascade(p), _failed_at(p, now)))
+    pod = min(failed, key=lambda p: (_is_cascade(p), _failed_at(p, now), not p.unhealthy))
     failure = pod.outcome.failure if pod.outcome else None
+    if pod.unhealthy and failure is not None and failure.failure_class in EFFECTS:
+        failure = None  # of being killed: its last words are no reason
     rank = None
     if stage.stage == "train":
         rank = pod.index * processes_per_pod
@@ -44,8 +48,10 @@ def explain(stage: StageFacts, now: str, processes_per_pod: int = 1) -> LastFail
 
 def _is_cascade(pod: PodFacts) -> bool:
     failure = pod.outcome.failure if pod.outcome else None
+    if pod.unhealthy:
+        return False
     if failure is not None:
-        return failure.failure_class in ("PeerLost", "Stopped")
+        return failure.failure_class in EFFECTS
     return pod.exit_code is None and not pod.deleted
 
 
@@ -56,6 +62,8 @@ def _failed_at(pod: PodFacts, now: str) -> float:
 
 
 def _class(pod: PodFacts) -> FailureClass:
+    if pod.unhealthy:
+        return "Hang"
     if pod.reason == "OOMKilled":
         return "OutOfMemory"
     if pod.reason == "Evicted" and not pod.disrupted:
@@ -66,6 +74,11 @@ def _class(pod: PodFacts) -> FailureClass:
 
 
 def _message(pod: PodFacts) -> str:
+    if pod.unhealthy:
+        return (
+            f"pod {pod.name} was killed by its kubelet, as its liveness probe failed: its first "
+            "process was stopped, or nothing in it ran"
+        )
     if pod.reason == "OOMKilled":
         return (
             f"pod {pod.name} used more memory than its limit; lower spec.training.microBatchSize "

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter as Count
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import GaugeMetricFamily
 
 from finetune_api.status import PHASES, FineTuneJobStatus, Progress
+from finetune_operator.observe import seconds
 
 Key = tuple[str, str]
 
@@ -31,6 +33,7 @@ JOB_GAUGES: dict[str, tuple[str, str]] = {
 METRIC_NAMES: tuple[str, ...] = (
     "finetune_jobs",
     *(name for name, _ in JOB_GAUGES.values()),
+    "finetune_job_seconds_since_report",
     "finetune_reconcile_seconds",
     "finetune_reconcile_errors_total",
     "finetune_progress_reports_total",
@@ -40,7 +43,8 @@ METRIC_NAMES: tuple[str, ...] = (
 class Metrics:
     """What `/metrics` shows; also the memory of the statuses that were seen last."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        """`clock`: seconds since the epoch."""
         self.registry = CollectorRegistry()
         self._statuses: dict[Key, FineTuneJobStatus] = {}
         self._versions: dict[Key, int] = {}
@@ -61,7 +65,7 @@ class Metrics:
             ["code"],
             registry=self.registry,
         )
-        self.registry.register(_Statuses(self._statuses))
+        self.registry.register(_Statuses(self._statuses, clock))
 
     def see(self, key: Key, status: FineTuneJobStatus, version: int) -> None:
         """This was the job's status at a resource version. Passes and progress reports both tell,
@@ -87,15 +91,21 @@ class Metrics:
 class _Statuses:
     """A collector over the statuses, evaluated at each scrape."""
 
-    def __init__(self, statuses: Mapping[Key, FineTuneJobStatus]) -> None:
-        self._statuses = statuses
+    def __init__(
+        self, statuses: Mapping[Key, FineTuneJobStatus], clock: Callable[[], float]
+    ) -> None:
+        self._statuses, self._clock = statuses, clock
 
     def collect(self) -> Iterable[GaugeMetricFamily]:
-        return families(dict(self._statuses))
+        return families(dict(self._statuses), self._clock())
 
 
-def families(statuses: Mapping[Key, FineTuneJobStatus]) -> list[GaugeMetricFamily]:
-    """Metric families of these statuses: a pure function, also of an operator that just started."""
+def families(statuses: Mapping[Key, FineTuneJobStatus], now: float) -> list[GaugeMetricFamily]:
+    """Metric families of these statuses: a pure function, also of an operator that just started.
+
+    Args:
+        now: Seconds since the epoch.
+    """
     jobs = GaugeMetricFamily(
         "finetune_jobs", "Jobs by namespace and phase.", labels=["namespace", "phase"]
     )
@@ -111,7 +121,21 @@ def families(statuses: Mapping[Key, FineTuneJobStatus]) -> list[GaugeMetricFamil
             if value is not None:
                 family.add_metric([namespace, job], value)
         found.append(family)
-    return found
+    return [*found, _since_report(statuses, now)]
+
+
+def _since_report(statuses: Mapping[Key, FineTuneJobStatus], now: float) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(
+        "finetune_job_seconds_since_report",
+        "Seconds since the last report that was written; one a minute where all is well.",
+        labels=["namespace", "job"],
+    )
+    for (namespace, job), status in sorted(statuses.items()):
+        progress = status.progress
+        if status.phase == "Running" and progress is not None:
+            value = max(0.0, now - seconds(progress.last_update_time))
+            family.add_metric([namespace, job], value)
+    return family
 
 
 def _value(status: FineTuneJobStatus, field: str) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -36,6 +37,11 @@ class PodFacts:
     """The termination message where it is not ours (the kubelet then puts the log's end there)."""
     reason: str | None
     """The reason of the pod's or its container's end: `OOMKilled`, `Evicted` ..."""
+    uid: str = ""
+    creating: bool = False
+    """It has a node, and its container is not made yet: volumes are mounted, the image pulled."""
+    unhealthy: bool = False
+    """Its kubelet killed it because its liveness probe failed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +58,22 @@ class StageFacts:
     message: str
     """What the Job controller says about a failure."""
     pods: tuple[PodFacts, ...]
+    name: str = ""
+    uid: str = ""
+    wanted: int = 1
+    """Pods that it is to have."""
+    refused: str | None = None
+    """Why a pod of it could not be created, in the words of the API server."""
+
+    @property
+    def there(self) -> list[PodFacts]:
+        """Its pods, without those that are removed and do not run any more."""
+        return [pod for pod in self.pods if not pod.deleted or pod.phase == "Running"]
+
+    @property
+    def missing(self) -> int:
+        """Pods that it is to have and that are not there."""
+        return max(0, self.wanted - len(self.there))
 
     @property
     def alive(self) -> bool:
@@ -74,12 +96,23 @@ class Observed:
         return max(found, key=lambda s: s.attempt, default=None)
 
 
-def observe(config_map: Raw | None, jobs: Sequence[Raw], pods: Sequence[Raw], uid: str) -> Observed:
-    """Sort what the API server returned; objects of another job of the same name are left out."""
+def observe(
+    config_map: Raw | None,
+    jobs: Sequence[Raw],
+    pods: Sequence[Raw],
+    uid: str,
+    events: Sequence[Raw] = (),
+) -> Observed:
+    """Sort what the API server returned; objects of another job of the same name are left out.
+
+    Args:
+        events: About children, where they were read; see `waiting.questions`.
+    """
     mine = [job for job in jobs if _owned(job, uid)]
+    stages = [_stage(job, pods, events) for job in mine]
     return Observed(
         snapshot=_snapshot(config_map, uid),
-        stages=tuple(sorted((_stage(j, pods) for j in mine), key=lambda s: (s.stage, s.attempt))),
+        stages=tuple(sorted(stages, key=lambda s: (s.stage, s.attempt))),
     )
 
 
@@ -94,8 +127,8 @@ def _snapshot(config_map: Raw | None, uid: str) -> Snapshot | None:
     return Snapshot.model_validate_json(config_map["data"]["snapshot.json"])
 
 
-def _stage(job: Raw, pods: Sequence[Raw]) -> StageFacts:
-    labels = job["metadata"]["labels"]
+def _stage(job: Raw, pods: Sequence[Raw], events: Sequence[Raw]) -> StageFacts:
+    labels, uid = job["metadata"]["labels"], job["metadata"].get("uid", "")
     status = job.get("status") or {}
     conditions = {c["type"]: c for c in status.get("conditions") or [] if c["status"] == "True"}
     state: Literal["Active", "Complete", "Failed"] = "Active"
@@ -104,7 +137,7 @@ def _stage(job: Raw, pods: Sequence[Raw]) -> StageFacts:
     elif "Failed" in conditions:
         state = "Failed"
     failed = conditions.get("Failed", {})
-    mine = [pod_facts(pod) for pod in pods if _owned(pod, job["metadata"].get("uid", ""))]
+    mine = [pod_facts(pod, events) for pod in pods if _owned(pod, uid)]
     return StageFacts(
         stage=labels[names.LABEL_STAGE],
         attempt=int(labels.get(names.LABEL_ATTEMPT, "0")),
@@ -114,22 +147,53 @@ def _stage(job: Raw, pods: Sequence[Raw]) -> StageFacts:
         completion_time=status.get("completionTime") or failed.get("lastTransitionTime"),
         message=failed.get("message", ""),
         pods=tuple(sorted(mine, key=lambda p: (p.index, p.name))),
+        name=job["metadata"]["name"],
+        uid=uid,
+        wanted=(job.get("spec") or {}).get("parallelism", 1),
+        refused=_refused(uid, events),
     )
 
 
-def pod_facts(pod: Raw) -> PodFacts:
+def _refused(uid: str, events: Sequence[Raw]) -> str | None:
+    """Without what differs from one try to the next: the pod's name, and "combined from"."""
+    last = _newest(uid, events, ("FailedCreate",))
+    if last is None:
+        return None
+    text = re.sub(r"^.*?Error creating: ", "", last["message"], flags=re.DOTALL)
+    return re.sub(r'^pods "[^"]*" is forbidden: ', "", text)
+
+
+def _newest(uid: str, events: Sequence[Raw], reasons: Sequence[str]) -> Raw | None:
+    """The last Event about an object, of those with such a reason."""
+    mine = (event for event in events if event["involvedObject"].get("uid") == uid)
+    return max(
+        (event for event in mine if event.get("reason") in reasons),
+        key=lambda event: event.get("lastTimestamp") or event.get("eventTime") or "",
+        default=None,
+    )
+
+
+def pod_facts(pod: Raw, events: Sequence[Raw] = ()) -> PodFacts:
     """The few facts of a pod that matter."""
     metadata, spec, status = pod["metadata"], pod.get("spec") or {}, pod.get("status") or {}
     container: Raw = next(iter(status.get("containerStatuses") or []), {})
     ended = (container.get("state") or {}).get("terminated") or {}
     message = ended.get("message")
     outcome = Outcome.from_message(message)
+    uid, phase = metadata.get("uid", ""), status.get("phase", "Pending")
+    waiting = _waiting(status, container)
+    creating = phase == "Pending" and bool(spec.get("nodeName")) and waiting is None
+    if creating:
+        last = _newest(uid, events, (*VOLUME_REASONS, *BEYOND_VOLUMES))
+        if last is not None and last["reason"] in VOLUME_REASONS:
+            waiting = f"Volume: {last['message']}"
+    killing = _newest(uid, events, ("Killing",)) or {}
     return PodFacts(
         name=metadata["name"],
         index=int((metadata.get("labels") or {}).get(names.LABEL_INDEX, "0")),
         node=spec.get("nodeName"),
-        phase=status.get("phase", "Pending"),
-        waiting=_waiting(status, container),
+        phase=phase,
+        waiting=waiting,
         deleted="deletionTimestamp" in metadata,
         disrupted=_disrupted(status),
         exit_code=ended.get("exitCode"),
@@ -137,8 +201,16 @@ def pod_facts(pod: Raw) -> PodFacts:
         outcome=outcome,
         message=None if outcome else message,
         reason=status.get("reason") or ended.get("reason"),
+        uid=uid,
+        creating=creating,
+        unhealthy="failed liveness probe" in killing.get("message", ""),
     )
 
+
+VOLUME_REASONS = ("FailedMount", "FailedAttachVolume", "FailedMapVolume")
+"""Events of a pod whose volumes are not there yet."""
+BEYOND_VOLUMES = ("SuccessfulAttachVolume", "Pulling", "Pulled")
+"""Events of a pod for which that is over."""
 
 NODE_REASONS = ("NodeLost", "Terminated", "Shutdown", "NodeShutdown", "Preempting")
 """Reasons that a kubelet or the node controller gives a pod whose node goes or is lost."""

@@ -27,6 +27,7 @@ from finetune_operator.explain import explain
 from finetune_operator.observe import Observed, StageFacts, seconds
 from finetune_operator.plan import Plan, Refused
 from finetune_operator.restarts import Enough, add, entry, judge
+from finetune_operator.waiting import why
 
 NO_WISHES = Wishes()
 
@@ -114,7 +115,10 @@ def _again(plan: Plan, old: FineTuneJobStatus, train: StageFacts, now: str) -> D
     # What an earlier pass has found out stays: pods and their words may be gone by now.
     failure = known or explain(train, now, plan.run.num_proc_per_node)
     restarts = add(before, entry(train, failure, old, now))
-    verdict = judge(plan.snapshot.spec.restart_policy, restarts)
+    spec = plan.snapshot.spec
+    verdict = judge(spec.restart_policy, restarts)
+    if spec.hang_policy.action == "Fail" and _hung(failure, restarts):
+        verdict = Enough("spec.hangPolicy.action is Fail")
     if isinstance(verdict, Enough):
         user = restarts.history[-1].cause == "User"
         said = failure.message if user else f"{failure.message}; not started again: {verdict.why}"
@@ -122,6 +126,11 @@ def _again(plan: Plan, old: FineTuneJobStatus, train: StageFacts, now: str) -> D
     if train.alive or seconds(now) < verdict.at:
         return Restart(attempt=train.attempt, failure=failure, restarts=restarts, at=verdict.at)
     return Start(stage="train", attempt=train.attempt + 1, restarts=restarts)
+
+
+def _hung(failure: LastFailure, restarts: Restarts) -> bool:
+    """Whether the attempt ended by a hang of its own: a disruption may look like one."""
+    return failure.failure_class == "Hang" and restarts.history[-1].cause == "Platform"
 
 
 def _outcome(stage: StageFacts | None) -> Outcome:
@@ -135,8 +144,8 @@ def _outcome(stage: StageFacts | None) -> Outcome:
 def _after_suspension(train: StageFacts) -> Decision:
     """Training goes on in a new attempt: from its checkpoint, and not counted as a restart."""
     if train.alive:
-        why = "the workers of the last attempt are being stopped"
-        return Watch(facts=train, running=False, why=why)
+        words = "the workers of the last attempt are being stopped"
+        return Watch(facts=train, running=False, reason="Stopping", why=words)
     return Start(stage="train", attempt=train.attempt + 1)
 
 
@@ -157,19 +166,11 @@ def _watch(facts: StageFacts) -> Watch | Resume:
     """A pod that has ended was running: the phase does not go back while the Job sums up."""
     if facts.suspended:
         return Resume(stage=facts)
-    pods = [pod for pod in facts.pods if not pod.deleted]
-    waiting = next((pod for pod in pods if pod.waiting), None)
-    pending = next((pod for pod in pods if pod.phase == "Pending"), None)
-    failed = next((pod for pod in pods if pod.phase == "Failed"), None)
-    if waiting is not None:
-        return Watch(facts=facts, running=False, why=f"pod {waiting.name} waits: {waiting.waiting}")
-    if not pods:
-        return Watch(facts=facts, running=False, why="waiting for pods to be created")
-    if pending is not None:
-        return Watch(facts=facts, running=False, why=f"pod {pending.name} is being started")
-    if failed is not None:
-        return Watch(facts=facts, running=True, why=f"pod {failed.name} has failed")
-    return Watch(facts=facts, running=True, why="")
+    waits = why(facts)
+    if waits is not None:
+        return Watch(facts=facts, running=False, reason=waits.reason, why=waits.message)
+    failed = next((pod for pod in facts.there if pod.phase == "Failed"), None)
+    return Watch(facts=facts, running=True, why=f"pod {failed.name} has failed" if failed else "")
 
 
 def _name_taken(taken: str) -> Refused:

@@ -12,6 +12,7 @@ from finetune_api.profile import FineTuneProfileSpec
 from finetune_api.status import FineTuneJobStatus, Progress
 from finetune_api.v1alpha1 import FineTuneJobSpec
 from finetune_operator import names, objects
+from finetune_operator.conditions import condition
 from finetune_operator.deadlines import Wishes
 from finetune_operator.decisions import (
     Decision,
@@ -27,8 +28,10 @@ from finetune_operator.decisions import (
 from finetune_operator.observe import Observed, seconds
 from finetune_operator.plan import Plan, Refused, make_plan, make_snapshot
 from finetune_operator.policy import deadlines, decide
+from finetune_operator.reports import CONDITION, reports
 from finetune_operator.settings import Settings
-from finetune_operator.status import reduce
+from finetune_operator.status import STALLED, reduce
+from finetune_operator.waiting import HARMLESS, look_again
 
 RETRY_SECONDS = 30.0
 """How often a job that cannot start is looked at, beside the events."""
@@ -59,6 +62,8 @@ class World:
     settings: Settings
     profiles: Mapping[str, FineTuneProfileSpec]
     ca_cert: str
+    listening_since: str | None = None
+    """When this operator began to take progress reports."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +125,8 @@ def step(job: Job, observed: Observed, world: World, now: str) -> Step:
     plan = _plan(job, observed, world)
     wishes = Wishes.of(job.spec)
     decision, evidence = decide(plan, job.status, observed, now, wishes)
-    new = reduce(job.status, job.generation, plan, observed, decision, evidence, now)
+    since = world.listening_since
+    new = reduce(job.status, job.generation, plan, observed, decision, evidence, now, since)
     old = job.status.model_copy(update={"progress": None})
     changed = new != old
     return Step(
@@ -129,7 +135,7 @@ def step(job: Job, observed: Observed, world: World, now: str) -> Step:
         status=new if changed else None,
         progress=_last_progress(job.status, evidence, now),
         events=_events(old, new, decision) if changed else (),
-        requeue_after=_look_again(job.status, decision, wishes, now),
+        requeue_after=_look_again(job.status, decision, wishes, since, now),
     )
 
 
@@ -142,7 +148,11 @@ def _suspend(name: str, decision: Decision) -> dict[str, bool]:
 
 
 def _look_again(
-    old: FineTuneJobStatus, decision: Decision, wishes: Wishes, now: str
+    old: FineTuneJobStatus,
+    decision: Decision,
+    wishes: Wishes,
+    listening_since: str | None,
+    now: str,
 ) -> float | None:
     """When time alone will change the decision."""
     if isinstance(decision, Wait):
@@ -152,6 +162,12 @@ def _look_again(
     moments = [due.at for due in deadlines(old, decision, wishes)]
     if isinstance(decision, Restart):
         moments.append(decision.at)
+    if isinstance(decision, Watch) and not decision.running:
+        told = look_again(decision.facts, now)
+        moments += [told] if told is not None else []
+    heard = reports(old, decision, listening_since, now)
+    if heard is not None and heard.due > seconds(now):
+        moments.append(heard.due)
     return max(1.0, min(moments) - seconds(now)) if moments else None
 
 
@@ -205,7 +221,14 @@ def _last_progress(old: FineTuneJobStatus, evidence: Evidence, now: str) -> Prog
 def _events(
     old: FineTuneJobStatus, new: FineTuneJobStatus, decision: Decision
 ) -> tuple[Event, ...]:
-    """One for every change of phase, and for every new reason to wait."""
+    """One for every change of phase, for every new reason to wait, and when reports stop, come
+    again, or tell of a hang."""
+    return (*_phase_events(old, new, decision), *_side_events(old, new, decision))
+
+
+def _phase_events(
+    old: FineTuneJobStatus, new: FineTuneJobStatus, decision: Decision
+) -> tuple[Event, ...]:
     message = new.message or ""
     if isinstance(decision, Wait):
         if message == old.message:
@@ -219,3 +242,24 @@ def _events(
         where = f" (pod {decision.failure.pod})" if decision.failure.pod else ""
         return (Event("Warning", "Failed", f"{decision.failure.failure_class}: {message}{where}"),)
     return (Event("Normal", new.phase, message),)
+
+
+def _side_events(
+    old: FineTuneJobStatus, new: FineTuneJobStatus, decision: Decision
+) -> tuple[Event, ...]:
+    found = []
+    waits = condition(new, "Waiting")
+    if isinstance(decision, Watch) and waits is not None and waits.status == "True":
+        before = condition(old, "Waiting")
+        same = before is not None and before.reason == waits.reason
+        if waits.reason not in HARMLESS and not same:
+            found.append(Event("Warning", waits.reason, waits.message))
+    if new.message == STALLED and old.message != STALLED:
+        found.append(Event("Warning", "Stalled", STALLED))
+    before, heard = condition(old, CONDITION), condition(new, CONDITION)
+    silent = before is not None and before.status == "False"
+    if heard is not None and heard.status == "False" and not silent:
+        found.append(Event("Warning", heard.reason, heard.message))
+    if heard is not None and heard.status == "True" and silent:
+        found.append(Event("Normal", heard.reason, heard.message))
+    return tuple(found)

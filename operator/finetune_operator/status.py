@@ -33,6 +33,7 @@ from finetune_operator.decisions import (
 from finetune_operator.names import Stage
 from finetune_operator.observe import Observed, seconds
 from finetune_operator.plan import Plan, Refused
+from finetune_operator.reports import reports, stalled
 
 PHASE_OF_STAGE: dict[str, Phase] = {
     "prepare": "Preparing",
@@ -44,6 +45,10 @@ STARTED = {
     "train": "the workers are being started",
     "export": "the result is being written and checked",
 }
+STALLED = (
+    "the workers do not get on and are left alone (spec.hangPolicy.action is Report); where they "
+    "stand is in the log of rank 0 and in stacks of the work directory"
+)
 STAGES: tuple[Stage, ...] = ("prepare", "train", "export")
 
 
@@ -55,19 +60,27 @@ def reduce(
     decision: Decision,
     evidence: Evidence,
     now: str,
+    listening_since: str | None = None,
 ) -> FineTuneJobStatus:
-    """The status after this pass; `progress` is another writer's and left out."""
+    """The status after this pass; `progress` is another writer's and left out.
+
+    Args:
+        listening_since: See `reports.reports`.
+    """
     if isinstance(decision, Finished):
         return old.model_copy(update={"progress": None})
     phase, message = _phase(old, decision)
+    if stalled(old, decision):
+        message = STALLED
     ended = phase in ("Succeeded", "Failed")
+    heard = reports(old, decision, listening_since, now)
     begun = isinstance(decision, Start) or observed.snapshot is not None
     started = old.start_time or (now if begun else None)
     return FineTuneJobStatus(
         observed_generation=generation,
         phase=phase,
         message=message[:MAX_MESSAGE],
-        conditions=conditions(old, generation, decision, evidence, now),
+        conditions=conditions(old, generation, decision, evidence, heard, message, now),
         start_time=started,
         completion_time=now if ended else None,
         suspend_time=_suspend_time(old, phase, started, now),

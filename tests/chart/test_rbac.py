@@ -31,7 +31,7 @@ def test_the_operator_may_do_exactly_this_in_the_namespaces_it_watches() -> None
         rule("", "pods", "get", "list", "watch"),
         rule("", "configmaps persistentvolumeclaims services", "get", "create", "patch"),
         rule("networking.k8s.io", "networkpolicies", "get", "create", "patch"),
-        rule("", "events", "create"),
+        rule("", "events", "create", "list"),
     ]
 
 

@@ -116,6 +116,8 @@ def test_a_job_goes_from_apply_to_succeeded(kube: Kube, operator: Operator, name
         "Exported": "True",
         "Complete": "True",
         "Failed": "False",
+        "Waiting": "False",
+        "ProgressReported": "Unknown",
     }
     assert status["output"] == {
         "uri": "pvc://docs-work/output",

@@ -44,9 +44,9 @@ def test_a_job_ends_to_the_second_when_its_time_is_over() -> None:
 
 
 def test_the_operator_looks_again_when_the_time_is_over() -> None:
-    cluster = training(activeDeadlineSeconds=600)
+    cluster = training(activeDeadlineSeconds=300)
     cluster.clock = 100
-    assert cluster.look().requeue_after == 500.0
+    assert cluster.look().requeue_after == 200.0
 
 
 def test_the_clock_stands_still_while_suspended() -> None:

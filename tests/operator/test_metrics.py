@@ -27,7 +27,7 @@ def samples(metrics: Metrics) -> dict[str, float]:
 
 
 def test_a_running_job_shows_what_it_reported_and_nothing_else() -> None:
-    metrics = Metrics()
+    metrics = Metrics(lambda: 1_795_327_290.0)  # 90 s after the last report
     metrics.see(("team-a", "docs"), RUNNING, 7)
     metrics.see(("team-a", "new"), FineTuneJobStatus(), 8)
     job = '{job="docs",namespace="team-a"}'
@@ -38,6 +38,7 @@ def test_a_running_job_shows_what_it_reported_and_nothing_else() -> None:
         f"finetune_job_total_steps{job}": 40,
         f"finetune_job_progress_percent{job}": 25,
         f"finetune_job_loss{job}": 2.5,
+        f"finetune_job_seconds_since_report{job}": 90,
     }
 
 
@@ -66,6 +67,6 @@ def test_the_names_are_those_that_dashboards_may_use() -> None:
     shown = {line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")}
     own = {name for name in shown if not name.endswith("_created")}
     assert own == set(METRIC_NAMES)
-    assert [f.name for f in families({})] == [
+    assert [f.name for f in families({}, 0.0)] == [
         n for n in METRIC_NAMES if n.startswith("finetune_job")
     ]

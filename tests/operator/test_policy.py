@@ -223,6 +223,8 @@ def test_a_failed_stage_ends_the_job_with_its_reason() -> None:
             "Exported": ("False", "NotYet"),
             "Complete": ("False", "NotYet"),
             "Failed": ("True", "Data"),
+            "Waiting": ("False", "Finished"),
+            "ProgressReported": ("Unknown", "NotTraining"),
         },
         (),
     )

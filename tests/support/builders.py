@@ -153,6 +153,7 @@ def pod(
         state = {"waiting": more["waiting"]}
     metadata: dict[str, Any] = {
         "name": f"{job}-{index}-abcde",
+        "uid": f"uid-{job}-{index}",
         "labels": {"batch.kubernetes.io/job-completion-index": str(index)},
         "ownerReferences": [{"uid": f"uid-{job}", "kind": "Job", "name": job}],
     }
@@ -167,3 +168,9 @@ def pod(
             "containerStatuses": [{"name": "trainer", "state": state}],
         },
     }
+
+
+def event(uid: str, reason: str, message: str, time: str = LATER) -> dict[str, Any]:
+    """An Event that Kubernetes has left about a child."""
+    about = {"involvedObject": {"uid": uid}, "reason": reason, "message": message}
+    return about | {"lastTimestamp": time}

@@ -11,6 +11,7 @@ import builders
 from finetune_api.status import FineTuneJobStatus
 from finetune_operator.observe import observe
 from finetune_operator.reconcile import Step, World, parse_job, step
+from finetune_operator.waiting import questions
 
 Json = dict[str, Any]
 
@@ -25,6 +26,8 @@ class SimulatedCluster:
         self.pods: list[Json] = []
         self.writes: list[str] = []
         self.events: list[str] = []
+        self.kube_events: list[Json] = []
+        """What others say about the children."""
         self.clock = 0
 
     def now(self) -> str:
@@ -37,7 +40,12 @@ class SimulatedCluster:
         job = parse_job(self.body)
         config_map = self.objects.get(("ConfigMap", f"{job.name}-run"))
         jobs = [o for (kind, _), o in self.objects.items() if kind == "Job"]
-        return step(job, observe(config_map, jobs, self.pods, job.uid), self.world, self.now())
+        now = self.now()
+        observed = observe(config_map, jobs, self.pods, job.uid)
+        if asked := questions(observed, job.status, now):
+            told = [e for e in self.kube_events if e["involvedObject"]["uid"] in asked]
+            observed = observe(config_map, jobs, self.pods, job.uid, told)
+        return step(job, observed, self.world, now)
 
     def writes_of(self, done: Step) -> list[tuple[str, Any]]:
         """The writes of a pass, in order."""
