@@ -72,8 +72,11 @@ class StageFacts:
 
     @property
     def missing(self) -> int:
-        """Pods that it is to have and that are not there."""
-        return max(0, self.wanted - len(self.there))
+        """Pods that it is to have and that are not there. Training has no other pod for one that
+        has failed, the CPU stages have."""
+        gang = self.stage == "train"
+        counted = [pod for pod in self.there if gang or pod.phase != "Failed"]
+        return max(0, self.wanted - len(counted))
 
     @property
     def alive(self) -> bool:
@@ -187,7 +190,6 @@ def pod_facts(pod: Raw, events: Sequence[Raw] = ()) -> PodFacts:
         last = _newest(uid, events, (*VOLUME_REASONS, *BEYOND_VOLUMES))
         if last is not None and last["reason"] in VOLUME_REASONS:
             waiting = f"Volume: {last['message']}"
-    killing = _newest(uid, events, ("Killing",)) or {}
     return PodFacts(
         name=metadata["name"],
         index=int((metadata.get("labels") or {}).get(names.LABEL_INDEX, "0")),
@@ -203,10 +205,24 @@ def pod_facts(pod: Raw, events: Sequence[Raw] = ()) -> PodFacts:
         reason=status.get("reason") or ended.get("reason"),
         uid=uid,
         creating=creating,
-        unhealthy="failed liveness probe" in killing.get("message", ""),
+        unhealthy=_probe_failures(uid, events) >= PROBE_FAILURES,
     )
 
 
+def _probe_failures(uid: str, events: Sequence[Raw]) -> int:
+    """Where a pod has one container that is not started again, its kubelet stops the pod with the
+    words that it has for every stop ("Stopping container"): only the failures before tell why."""
+    return sum(
+        event.get("count") or 1
+        for event in events
+        if event["involvedObject"].get("uid") == uid
+        and event.get("reason") == "Unhealthy"
+        and (event.get("message") or "").startswith("Liveness probe failed")
+    )
+
+
+PROBE_FAILURES = 5
+"""Of the liveness probe in a row, after which the kubelet kills a worker."""
 VOLUME_REASONS = ("FailedMount", "FailedAttachVolume", "FailedMapVolume")
 """Events of a pod whose volumes are not there yet."""
 BEYOND_VOLUMES = ("SuccessfulAttachVolume", "Pulling", "Pulled")

@@ -8,6 +8,7 @@ from finetune_api import progress
 from finetune_api.run_config import ENV_ATTEMPT, ENV_HEARTBEAT
 from finetune_operator import names
 from finetune_operator.names import Stage
+from finetune_operator.observe import PROBE_FAILURES
 from finetune_operator.plan import Plan, claim_of
 from finetune_operator.settings import Settings
 
@@ -16,10 +17,11 @@ Manifest = dict[str, Any]
 USER = 65532
 GRACE_SECONDS = 600
 """For the workers to save a checkpoint when they are asked to stop; they end as soon as it is."""
-PROBE = f'test -z "`find ${ENV_HEARTBEAT} -mmin +2 2>/dev/null`"'
+PROBE = f'test -z "`find ${ENV_HEARTBEAT} -mmin +2 2>/dev/null`" || {{ kill -CONT 1; exit 1; }}'
 """Fails where launch's sign of life, one second old where all is well, is older than two minutes.
-A file that is not there is no fault: other images do not write it. (Not in the form that Kubernetes
-would take for a variable of its own.)"""
+A file that is not there is no fault: other images do not write it. A launch that was only stopped
+is made to go on: its ranks may be training, and if they are stopped too, it is the one to say so.
+(Not in the form that Kubernetes would take for a variable of its own.)"""
 MODULES: dict[Stage, str] = {
     "prepare": "finetune_trainer.prepare",
     "train": "finetune_trainer.launch",
@@ -83,9 +85,7 @@ def _liveness() -> Manifest:
         "exec": {"command": ["sh", "-c", PROBE]},
         "periodSeconds": 60,
         "timeoutSeconds": 10,
-        "failureThreshold": 5,
-        # What is stopped cannot save a checkpoint: the pod's own grace period would be lost time.
-        "terminationGracePeriodSeconds": 30,
+        "failureThreshold": PROBE_FAILURES,
     }
 
 

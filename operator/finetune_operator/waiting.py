@@ -51,7 +51,9 @@ def why(stage: StageFacts) -> Why | None:
         count = f"{stage.missing} of {stage.wanted} pods of Job {stage.name} cannot be created"
         return Why(reason, f"{count}: {stage.refused}")
     if stage.missing or not pods:
-        return Why("Starting", "waiting for pods to be created")
+        failed = next((pod for pod in pods if pod.phase == "Failed"), None)
+        before = f"pod {failed.name} has failed; " if failed is not None else ""
+        return Why("Starting", f"{before}waiting for pods to be created")
     if pending is not None:
         return Why("Starting", f"pod {pending.name} is being started")
     return None

@@ -49,6 +49,8 @@ def test_five_lines_are_enough(kube: Kube) -> None:
         {"spec.dataset": {"uri": "configmap://team-docs/docs.jsonl"}},
         {"spec.dataset": {"uri": "hf://team/data/train.jsonl", "revision": "v1"}},
         {"spec.model": {"uri": "pvc://team-models/llama", "secretRef": {"name": "hf-token"}}},
+        {"spec.hangPolicy": {"action": "Report", "trainingSeconds": 300, "loadingSeconds": 900}},
+        {"spec.hangPolicy": {"action": "Fail", "trainingSeconds": "Auto"}},
     ],
 )
 def test_what_people_write_is_accepted(kube: Kube, changes: Json) -> None:
@@ -191,6 +193,21 @@ REFUSED: dict[str, tuple[Json, str, str]] = {
         {"spec.training.gradientCheckpointing": True},
         "spec.training.gradientCheckpointing",
         "Invalid value",
+    ),
+    "a hang policy without a meaning": (
+        {"spec.hangPolicy": {"action": "Ignore"}},
+        "spec.hangPolicy.action",
+        'supported values: "Restart", "Fail", "Report"',
+    ),
+    "a step that may take no time": (
+        {"spec.hangPolicy": {"trainingSeconds": 1}},
+        "spec.hangPolicy.trainingSeconds",
+        "must be Auto or a whole number from 10 to 604800",
+    ),
+    "loading for more than a week": (
+        {"spec.hangPolicy": {"loadingSeconds": 1_000_000}},
+        "spec.hangPolicy.loadingSeconds",
+        "should be less than or equal to 604800",
     ),
     "no model": ({"spec.model": None}, "spec.model", "Required value"),
     "name too long for a Service": (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -76,7 +77,14 @@ def test_a_hang_of_workers_whose_peer_was_drained_is_a_disruption_whatever_the_p
     assert cluster.status.phase == "Restarting"
 
 
-KILLING = "Container trainer failed liveness probe"
+def probed(index: int, failures: int = 5) -> list[dict[str, Any]]:
+    """What a kubelet leaves of a worker whose probe failed so often, and that was then stopped."""
+    uid, words = f"uid-{TRAIN}-{index}", "Liveness probe failed: command timed out"
+    return [
+        event(uid, "Unhealthy", words, count=failures - 1),
+        event(uid, "Unhealthy", "Liveness probe failed: "),
+        event(uid, "Killing", "Stopping container trainer"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -90,9 +98,8 @@ KILLING = "Container trainer failed liveness probe"
 )
 def test_a_worker_whose_liveness_probe_failed_has_hung(code: int, message: Any, found: str) -> None:
     dead = pod(TRAIN, 1, "Failed", message, code)
-    events = [event(f"uid-{TRAIN}-1", "Killing", KILLING)]
     jobs = [k8s_job(TRAIN, "train", state="Failed")]
-    stage = observe(None, jobs, [dead], builders.UID, events).stage("train")
+    stage = observe(None, jobs, [dead], builders.UID, probed(1)).stage("train")
     assert stage is not None
     told = explain(stage, builders.LATER)
     assert (told.failure_class, told.rank, told.exit_code) == (
@@ -107,11 +114,19 @@ def test_a_worker_whose_liveness_probe_failed_has_hung(code: int, message: Any, 
         )
 
 
+def test_a_probe_that_failed_now_and_then_explains_nothing() -> None:
+    dead = pod(TRAIN, 1, "Failed", "", 137)
+    jobs = [k8s_job(TRAIN, "train", state="Failed")]
+    stage = observe(None, jobs, [dead], builders.UID, probed(1, failures=4)).stage("train")
+    assert stage is not None
+    assert explain(stage, builders.LATER).failure_class == "Killed"
+
+
 def test_a_worker_that_was_killed_is_looked_up_once_and_costs_a_restart() -> None:
     cluster = training()
     cluster.kube_events = [
         event(f"uid-{TRAIN}-0", "Killing", "Stopping container trainer"),
-        event(f"uid-{TRAIN}-1", "Killing", KILLING),
+        *probed(1),
     ]
     cluster.fail(TRAIN, {})
     for index, dead in enumerate(p for p in cluster.pods if TRAIN in p["metadata"]["name"]):
@@ -129,16 +144,33 @@ def test_a_worker_that_was_killed_is_looked_up_once_and_costs_a_restart() -> Non
 
 
 @pytest.mark.parametrize(("age", "healthy"), [(None, True), (5, True), (100, True), (130, False)])
-def test_the_probe_fails_only_where_there_was_a_sign_of_life_and_it_is_old(
+def test_the_probe_fails_where_the_sign_of_life_is_old_and_wakes_a_launch_that_was_stopped(
     tmp_path: Path, age: float | None, healthy: bool
 ) -> None:
     file = tmp_path / "launch.alive"
     if age is not None:
         file.touch()
         os.utime(file, (time.time() - age, time.time() - age))
-    environment = os.environ | {"FINETUNE_HEARTBEAT": str(file)}
-    done = subprocess.run(["sh", "-c", PROBE], env=environment, capture_output=True)
-    assert (done.returncode == 0, done.stderr) == (healthy, b"")
+    launch = subprocess.Popen(["sleep", "1000"])
+    try:
+        launch.send_signal(signal.SIGSTOP)
+        probe = PROBE.replace("kill -CONT 1;", f"kill -CONT {launch.pid};")
+        assert probe != PROBE
+        environment = os.environ | {"FINETUNE_HEARTBEAT": str(file)}
+        done = subprocess.run(["sh", "-c", probe], env=environment, capture_output=True)
+        assert (done.returncode == 0, done.stderr) == (healthy, b"")
+        end = time.monotonic() + 10
+        while (state(launch.pid) == "T") != healthy:
+            assert time.monotonic() < end, f"launch is in state {state(launch.pid)}"
+            time.sleep(0.02)
+    finally:
+        launch.kill()
+        launch.wait()
+
+
+def state(pid: int) -> str:
+    """The kernel's letter."""
+    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
 
 
 def report(cluster: SimulatedCluster, second: int, attempt: int = 0, **more: Any) -> None:

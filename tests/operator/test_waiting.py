@@ -201,6 +201,20 @@ def test_a_pod_that_is_being_removed_before_it_ran_is_waited_for_anew() -> None:
     assert cluster.status.phase == "Starting"
 
 
+def test_a_cpu_stage_whose_next_pod_is_refused_says_so() -> None:
+    cluster = SimulatedCluster(builders.job_body(), builders.world())
+    cluster.settle()
+    cluster.pods = [pod("docs-prepare", 0, "Failed", exit_code=137)]
+    at(cluster, 50)
+    assert waiting(cluster)[1:3] == (
+        "Starting",
+        "pod docs-prepare-0-abcde has failed; waiting for pods to be created",
+    )
+    cluster.kube_events = [event("uid-docs-prepare", "FailedCreate", QUOTA)]
+    at(cluster, 60)
+    assert waiting(cluster)[1] == "QuotaExceeded"
+
+
 def test_the_whole_life_of_a_job_in_one_condition() -> None:
     cluster = SimulatedCluster(builders.job_body(spec={"profile": "big"}), builders.world())
     seen: list[tuple[str, str]] = []

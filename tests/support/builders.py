@@ -170,7 +170,7 @@ def pod(
     }
 
 
-def event(uid: str, reason: str, message: str, time: str = LATER) -> dict[str, Any]:
+def event(uid: str, reason: str, message: str, time: str = LATER, count: int = 1) -> dict[str, Any]:
     """An Event that Kubernetes has left about a child."""
     about = {"involvedObject": {"uid": uid}, "reason": reason, "message": message}
-    return about | {"lastTimestamp": time}
+    return about | {"lastTimestamp": time, "count": count}

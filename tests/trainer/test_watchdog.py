@@ -78,6 +78,21 @@ def test_a_job_that_says_nothing_gets_the_budgets_of_the_watchdog() -> None:
     assert Limits.of(HangConfig()) == Limits()
 
 
+@pytest.mark.parametrize(
+    ("policy", "minutes"),
+    [
+        (HangConfig(), 30),
+        (HangConfig(training_seconds=60), 30),
+        (HangConfig(training_seconds=7200, loading_seconds=3600), 123),
+        (HangConfig(report_only=True, training_seconds=60), 7 * 24 * 60),
+    ],
+)
+def test_a_collective_outlives_what_the_watchdog_allows(policy: HangConfig, minutes: int) -> None:
+    from finetune_trainer.ranks import MINUTE, patience
+
+    assert patience(policy) == minutes * MINUTE
+
+
 def test_every_activity_has_a_budget_of_its_own_and_all_of_it() -> None:
     count = countdown(1.0)
     budgets = []

@@ -30,7 +30,7 @@ MINUTE = timedelta(minutes=1)
 TIMEOUT = 30 * MINUTE
 """How long a collective may take: longer than rank 0 takes to write a large model. Also the
 shortest, whatever the job's hang policy: the watchdog is the one that ends a hang, and names it."""
-LEFT_ALONE = timedelta(days=30)
+LEFT_ALONE = timedelta(days=7)
 """Where a hang is only reported: a collective ends by itself in no time that matters."""
 
 _PEER_GONE = (

@@ -166,7 +166,8 @@ class Supervisor:
             time=moment,
         )
         path = self._directory / SILENT.format(rank=beat.rank)
-        path.write_text(Outcome(failure=failure).to_message(), encoding="utf-8")
+        with contextlib.suppress(OSError):  # then it is known as killed
+            path.write_text(Outcome(failure=failure).to_message(), encoding="utf-8")
         _say(f"stacks of rank {beat.rank}:\n{stacks}rank {beat.rank} hangs: {failure.message}")
         _signal(beat.pid, signal.SIGKILL)
 
@@ -177,10 +178,13 @@ class Supervisor:
         _signal(beat.pid, ASK)
         _signal(beat.pid, signal.SIGCONT)
         end, text = self._monotonic() + _ANSWER_SECONDS, ""
-        while self._monotonic() < end and not text:
-            self._ended.wait(0.05)
+        while self._monotonic() < end:
+            before = text
+            self._ended.wait(0.1)
             with contextlib.suppress(OSError):
                 text = file.read_text(encoding="utf-8", errors="replace")
+            if text and text == before:  # all of it
+                break
         return text
 
 
