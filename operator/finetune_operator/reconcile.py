@@ -202,7 +202,7 @@ def _last_progress(old: FineTuneJobStatus, evidence: Evidence, now: str) -> Prog
         return None
     known: dict[str, Any] = {"attempt": old.attempt or 0}
     if before is not None:
-        known = before.model_dump(exclude_none=True)
+        known = before.model_dump(exclude_none=True, exclude={"stalled_seconds"})
     known |= {
         "step": facts.step,
         "total_steps": facts.total_steps,

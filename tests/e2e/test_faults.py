@@ -149,11 +149,15 @@ def test_a_node_is_drained(kube: Kube, undisturbed: float) -> None:
 
 
 def test_a_rank_is_stopped(kube: Kube, undisturbed: float) -> None:
-    """Its peer's watchdog gives up after a minute; nobody waits for ever."""
+    """Its launch notices after half a minute, before its peer gives up, and says which it was."""
     status = survives(
         kube, "rank stopped", undisturbed, lambda n: signal_rank(kube, n, 1, "SIGSTOP"), EVERY
     )
     assert causes(status) == [("Platform", "Hang")]
+    found = status["lastFailure"]
+    assert (found["class"], found["rank"]) == ("Hang", 1)
+    assert "stopped by a signal (SIGSTOP)" in found["message"]
+    assert "stacks/attempt-0/rank-1.txt" in found["message"]
 
 
 def test_the_operator_is_killed(kube: Kube, undisturbed: float) -> None:
