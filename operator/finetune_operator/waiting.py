@@ -43,13 +43,13 @@ def why(stage: StageFacts) -> Why | None:
     pods = stage.there
     waiting = next((pod for pod in pods if pod.waiting), None)
     pending = next((pod for pod in pods if pod.phase == "Pending"), None)
-    if waiting is not None and waiting.waiting is not None:
-        message = f"pod {waiting.name} waits: {waiting.waiting}"
-        return Why(_reason(waiting.waiting), message)
-    if stage.refused is not None and stage.missing:
+    if stage.refused is not None and stage.missing:  # first: a gang is nothing without all its pods
         reason = "QuotaExceeded" if "exceeded quota" in stage.refused else "PodsRefused"
         count = f"{stage.missing} of {stage.wanted} pods of Job {stage.name} cannot be created"
         return Why(reason, f"{count}: {stage.refused}")
+    if waiting is not None and waiting.waiting is not None:
+        message = f"pod {waiting.name} waits: {waiting.waiting}"
+        return Why(_reason(waiting.waiting), message)
     if stage.missing or not pods:
         failed = next((pod for pod in pods if pod.phase == "Failed"), None)
         before = f"pod {failed.name} has failed; " if failed is not None else ""

@@ -76,6 +76,15 @@ SCHEDULER = "0/4 nodes are available: 4 Insufficient nvidia.com/gpu."
             id="refused",
         ),
         pytest.param(
+            [unscheduled(0, SCHEDULER)],
+            [event(f"uid-{TRAIN}", "FailedCreate", QUOTA)],
+            "QuotaExceeded",
+            "1 of 2 pods of Job docs-train-0 cannot be created: exceeded quota: gpus, requested: "
+            "requests.nvidia.com/gpu=8, used: requests.nvidia.com/gpu=8, limited: "
+            "requests.nvidia.com/gpu=12",
+            id="quota, and the other has no node",
+        ),
+        pytest.param(
             [pod(TRAIN, 0), unscheduled(1, SCHEDULER)],
             [],
             "Unschedulable",
