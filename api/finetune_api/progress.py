@@ -33,6 +33,7 @@ EVAL_LOSS = "eval_loss"
 LEARNING_RATE = "learning_rate"
 GRAD_NORM = "grad_norm"
 TOKENS_PER_SECOND = "tokens_per_second"
+SAVE_SECONDS = "save_seconds"
 ACTIVITY = "activity"
 
 

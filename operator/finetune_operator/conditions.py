@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from finetune_api.status import MAX_MESSAGE, Condition, FineTuneJobStatus
-from finetune_operator.decisions import Decision, Evidence, Fail, Restart, Succeed, Wait
+from finetune_operator.decisions import Decision, Evidence, Fail, Hold, Restart, Succeed, Wait
 
 Truth = Literal["True", "False", "Unknown"]
 
@@ -19,7 +19,7 @@ def conditions(
     old: FineTuneJobStatus, generation: int, decision: Decision, evidence: Evidence, now: str
 ) -> list[Condition]:
     """Every type from the first pass on, `False` until it holds."""
-    waiting = decision.refused if isinstance(decision, Wait) else None
+    waiting = decision.refused if isinstance(decision, Wait | Hold) else None
     failure = decision.failure if isinstance(decision, Fail | Restart) else None
     final = isinstance(decision, Fail)
     succeeded = isinstance(decision, Succeed)

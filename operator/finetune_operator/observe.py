@@ -20,12 +20,15 @@ class PodFacts:
     """One pod of a stage."""
 
     name: str
+    uid: str
     index: int
     node: str | None
     phase: Literal["Pending", "Running", "Succeeded", "Failed", "Unknown"]
     waiting: str | None
     """Why it does not run yet, in the words of the scheduler or the kubelet."""
     deleted: bool
+    gone_by: str | None
+    """Being removed: when its grace period is over. None: it stays, or was removed by force."""
     disrupted: bool
     """The platform took it away: preempted, drained, evicted, its node shut down or lost."""
     exit_code: int | None
@@ -51,6 +54,8 @@ class StageFacts:
     completion_time: str | None
     message: str
     """What the Job controller says about a failure."""
+    nodes: int
+    """Pods that it is to have."""
     pods: tuple[PodFacts, ...]
 
     @property
@@ -104,15 +109,17 @@ def _stage(job: Raw, pods: Sequence[Raw]) -> StageFacts:
     elif "Failed" in conditions:
         state = "Failed"
     failed = conditions.get("Failed", {})
+    spec = job.get("spec") or {}
     mine = [pod_facts(pod) for pod in pods if _owned(pod, job["metadata"].get("uid", ""))]
     return StageFacts(
         stage=labels[names.LABEL_STAGE],
         attempt=int(labels.get(names.LABEL_ATTEMPT, "0")),
         state=state,
-        suspended=bool((job.get("spec") or {}).get("suspend")),
+        suspended=bool(spec.get("suspend")),
         start_time=status.get("startTime"),
         completion_time=status.get("completionTime") or failed.get("lastTransitionTime"),
         message=failed.get("message", ""),
+        nodes=spec.get("completions", 1),
         pods=tuple(sorted(mine, key=lambda p: (p.index, p.name))),
     )
 
@@ -126,11 +133,13 @@ def pod_facts(pod: Raw) -> PodFacts:
     outcome = Outcome.from_message(message)
     return PodFacts(
         name=metadata["name"],
+        uid=metadata.get("uid", ""),
         index=int((metadata.get("labels") or {}).get(names.LABEL_INDEX, "0")),
         node=spec.get("nodeName"),
         phase=status.get("phase", "Pending"),
         waiting=_waiting(status, container),
         deleted="deletionTimestamp" in metadata,
+        gone_by=_gone_by(metadata),
         disrupted=_disrupted(status),
         exit_code=ended.get("exitCode"),
         finished=ended.get("finishedAt"),
@@ -138,6 +147,14 @@ def pod_facts(pod: Raw) -> PodFacts:
         message=None if outcome else message,
         reason=status.get("reason") or ended.get("reason"),
     )
+
+
+def _gone_by(metadata: Raw) -> str | None:
+    """Kubernetes' deletion timestamp is the moment of the request plus the grace period."""
+    if metadata.get("deletionGracePeriodSeconds") == 0:
+        return None  # by force, or never on a node: what is left waits for the Job controller only
+    found: str | None = metadata.get("deletionTimestamp")
+    return found
 
 
 NODE_REASONS = ("NodeLost", "Terminated", "Shutdown", "NodeShutdown", "Preempting")

@@ -8,26 +8,30 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from finetune_api.lifecycle import RestartPolicy
 from finetune_api.profile import FineTuneProfileSpec
-from finetune_api.status import FineTuneJobStatus, Progress
+from finetune_api.status import TERMINAL_PHASES, FineTuneJobStatus, Progress
 from finetune_api.v1alpha1 import FineTuneJobSpec
 from finetune_operator import names, objects
-from finetune_operator.deadlines import Wishes
+from finetune_operator.deadlines import Wishes, ttl_due
 from finetune_operator.decisions import (
     Decision,
     Evidence,
     Fail,
     Hold,
+    Renew,
     Restart,
     Resume,
     Start,
     Wait,
     Watch,
 )
-from finetune_operator.observe import Observed, seconds
+from finetune_operator.nodes import given_up, next_late, removable
+from finetune_operator.observe import Observed, PodFacts, seconds
 from finetune_operator.plan import Plan, Refused, make_plan, make_snapshot
-from finetune_operator.policy import deadlines, decide
+from finetune_operator.policy import deadlines, decide, waits_for_nodes
 from finetune_operator.settings import Settings
+from finetune_operator.sizing import settle_size
 from finetune_operator.status import reduce
 
 RETRY_SECONDS = 30.0
@@ -77,12 +81,18 @@ class Step:
     apply: tuple[objects.Manifest, ...] = ()
     suspend: Mapping[str, bool] = field(default_factory=dict)
     """Kubernetes Jobs to stop (True) or let go on (False), by name."""
+    give_up: tuple[PodFacts, ...] = ()
+    """Pods that a dead node does not let go: to be called failed."""
+    force_delete: tuple[PodFacts, ...] = ()
+    """Pods to remove when the status is written: why an attempt ended is seen in its pods."""
+    delete: bool = False
+    """The FineTuneJob itself: its time is over."""
     status: FineTuneJobStatus | None = None
     """To write; None: nothing changed."""
     progress: Progress | None = None
     """To write under the progress field owner: the last word on a training that has ended."""
     events: tuple[Event, ...] = field(default=())
-    """To send after the status is written."""
+    """To send after the status is written, and before the job is deleted."""
     requeue_after: float | None = None
     """Seconds."""
 
@@ -117,24 +127,60 @@ def problems(error: ValidationError) -> str:
 
 def step(job: Job, observed: Observed, world: World, now: str) -> Step:
     """One pass: decide, and say what follows."""
+    if job.status.phase in TERMINAL_PHASES:
+        return finished_step(job, now)
     plan = _plan(job, observed, world)
     wishes = Wishes.of(job.spec)
     decision, evidence = decide(plan, job.status, observed, now, wishes)
+    plan, decision = settle_size(plan, job.status, observed, decision, evidence, wishes, now)
     new = reduce(job.status, job.generation, plan, observed, decision, evidence, now)
     old = job.status.model_copy(update={"progress": None})
     changed = new != old
+    patience = _patience(plan)
+    lost = given_up(observed, patience, now)
+    told = _events(old, new, decision) if changed else ()
     return Step(
         apply=_objects(plan, decision, observed, world),
         suspend=_suspend(job.name, decision),
+        give_up=lost,
+        force_delete=removable(observed, patience, now),
         status=new if changed else None,
         progress=_last_progress(job.status, evidence, now),
-        events=_events(old, new, decision) if changed else (),
-        requeue_after=_look_again(job.status, decision, wishes, now),
+        events=(*told, *(_lost(pod, patience, now) for pod in lost)),
+        requeue_after=_look_again(
+            job.status, decision, wishes, next_late(observed, patience, now), now
+        ),
+    )
+
+
+def finished_step(job: Job, now: str) -> Step:
+    """A finished job is final, whatever became of the children: only its TTL is left."""
+    due = ttl_due(job.status, Wishes.of(job.spec))
+    if due is None:
+        return Step()
+    if due.at > seconds(now):
+        return Step(requeue_after=due.at - seconds(now))
+    return Step(delete=True, events=(Event("Normal", "TTLExpired", f"deleted: {due.message}"),))
+
+
+def _patience(plan: Plan | Refused) -> int:
+    policy = RestartPolicy() if isinstance(plan, Refused) else plan.snapshot.spec.restart_policy
+    return policy.force_delete_seconds
+
+
+def _lost(pod: PodFacts, patience: int, now: str) -> Event:
+    late = round(seconds(now) - seconds(pod.gone_by or now))
+    return Event(
+        "Warning",
+        "PodForceDeleted",
+        f"pod {pod.name} on node {pod.node} was still there {late} s after its time to end was "
+        f"over at {pod.gone_by} (spec.restartPolicy.forceDeleteSeconds is {patience}): its node "
+        "does not answer, or cannot end it",
     )
 
 
 def _suspend(name: str, decision: Decision) -> dict[str, bool]:
-    if isinstance(decision, Hold | Fail) and decision.stop is not None:
+    if isinstance(decision, Hold | Fail | Renew) and decision.stop is not None:
         return {names.stage_job(name, decision.stop.stage, decision.stop.attempt): True}
     if isinstance(decision, Resume):
         return {names.stage_job(name, decision.stage.stage, decision.stage.attempt): False}
@@ -142,16 +188,18 @@ def _suspend(name: str, decision: Decision) -> dict[str, bool]:
 
 
 def _look_again(
-    old: FineTuneJobStatus, decision: Decision, wishes: Wishes, now: str
+    old: FineTuneJobStatus, decision: Decision, wishes: Wishes, late_at: float | None, now: str
 ) -> float | None:
     """When time alone will change the decision."""
     if isinstance(decision, Wait):
         return RETRY_SECONDS
-    if not isinstance(decision, Start | Watch | Resume | Restart):
-        return None
-    moments = [due.at for due in deadlines(old, decision, wishes)]
+    moments = [] if late_at is None else [late_at]
+    if isinstance(decision, Start | Watch | Resume | Restart):
+        moments += [due.at for due in deadlines(old, decision, wishes)]
     if isinstance(decision, Restart):
         moments.append(decision.at)
+    if isinstance(decision, Watch) and waits_for_nodes(decision):
+        moments += [seconds(found.until) for found in old.excluded_nodes]
     return max(1.0, min(moments) - seconds(now)) if moments else None
 
 
@@ -205,12 +253,25 @@ def _last_progress(old: FineTuneJobStatus, evidence: Evidence, now: str) -> Prog
 def _events(
     old: FineTuneJobStatus, new: FineTuneJobStatus, decision: Decision
 ) -> tuple[Event, ...]:
-    """One for every change of phase, and for every new reason to wait."""
+    """One for every change of phase, and for every new reason to wait or node to keep off."""
+    known = {(found.node, found.until) for found in old.excluded_nodes}
+    kept_off = tuple(
+        Event("Warning", "NodeExcluded", f"node {found.node}, until {found.until}: {found.reason}")
+        for found in new.excluded_nodes
+        if (found.node, found.until) not in known
+    )
+    return (*_change(old, new, decision), *kept_off)
+
+
+def _change(
+    old: FineTuneJobStatus, new: FineTuneJobStatus, decision: Decision
+) -> tuple[Event, ...]:
     message = new.message or ""
-    if isinstance(decision, Wait):
-        if message == old.message:
-            return ()
-        return (Event("Warning", decision.refused.reason, message),)
+    refused = decision.refused if isinstance(decision, Wait | Hold) else None
+    if refused is not None:
+        return () if message == old.message else (Event("Warning", refused.reason, message),)
+    if isinstance(decision, Renew):
+        return (Event("Normal", "Renewed", message),)
     if new.phase == old.phase or new.phase is None:
         return ()
     if isinstance(decision, Restart):

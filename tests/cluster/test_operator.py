@@ -5,6 +5,8 @@ no node here): it says which pods run and with what their containers end; `make 
 from __future__ import annotations
 
 import signal
+import time
+from datetime import datetime
 from typing import Any
 
 import builders
@@ -13,7 +15,9 @@ import requests
 from kube import GROUP, Kube, eventually
 from operator_process import Operator
 
+from finetune_api.outcome import Outcome
 from finetune_api.progress import audience, status_path
+from finetune_api.run_config import RunConfig
 
 Json = dict[str, Any]
 COUNT = iter(range(1000))
@@ -96,6 +100,8 @@ def test_a_job_goes_from_apply_to_succeeded(kube: Kube, operator: Operator, name
         "totalSteps": 40,
         "modelRevision": "abc123",
         "parameters": 134_515_008,
+        "gracePeriodSeconds": 600,
+        "attention": "Masked",
     }
     kube.run(workers[0])
     assert phase(kube, namespace, "Starting")["status"]["phase"] == "Starting"
@@ -216,6 +222,112 @@ def test_a_job_is_suspended_and_goes_on_as_another_attempt(
         kube.run(worker)
     status = phase(kube, namespace, "Running")["status"]
     assert (status["attempt"], status.get("restarts")) == (1, None)
+
+
+def test_a_suspended_job_goes_on_at_another_size(
+    kube: Kube, operator: Operator, namespace: str
+) -> None:
+    apply(kube, namespace)
+    (prepare,) = pods(kube, namespace, "docs-prepare")
+    kube.run(prepare)
+    facts = builders.PREPARED.model_copy(update={"shape": builders.SHAPE})
+    kube.end(prepare, 0, Outcome(prepare=facts).to_message())
+    for worker in pods(kube, namespace, "docs-train-0", 2):
+        kube.run(worker)
+    phase(kube, namespace, "Running")
+    path = f"{GROUP}/namespaces/{namespace}/finetunejobs/docs"
+    kube.patch(path, {"spec": {"suspend": True}})
+    phase(kube, namespace, "Suspended")
+    kube.patch(path, {"spec": {"workers": {"numNodes": 3}}})
+
+    def told() -> bool:
+        message: str = kube.job(namespace, "docs")["status"]["message"]
+        return message == (
+            "suspended, and cannot go on: spec.training.globalBatchSize is 32, which 3 x 1 "
+            "processes cannot share evenly; use 30 or 33"
+        )
+
+    eventually("the refusal of 3 workers", told)
+    kube.patch(path, {"spec": {"workers": {"numNodes": 1}, "suspend": False}})
+    (worker,) = pods(kube, namespace, "docs-train-1")
+    volumes = {volume["name"]: volume for volume in worker["spec"]["volumes"]}
+    assert volumes["run"]["configMap"]["name"] == "docs-run-1"
+    found = kube.get(f"/api/v1/namespaces/{namespace}/configmaps/docs-run-1")
+    assert found is not None
+    run = RunConfig.model_validate_json(found["data"]["run.json"])
+    training = run.training
+    assert (run.num_nodes, training.micro_batch_size, training.gradient_accumulation_steps) == (
+        1,
+        8,
+        4,
+    )
+    kube.run(worker)
+    assert phase(kube, namespace, "Running")["status"]["resolved"]["numNodes"] == 1
+
+
+def test_a_finished_job_goes_by_itself_also_after_a_restart_and_leaves_its_result(
+    kube: Kube, operator: Operator, namespace: str
+) -> None:
+    claims = f"/api/v1/namespaces/{namespace}/persistentvolumeclaims"
+    size = {"resources": {"requests": {"storage": "1Gi"}}, "accessModes": ["ReadWriteMany"]}
+    kube.create(claims, {"metadata": {"name": "models"}, "spec": size})
+    output = {"output": {"uri": "pvc://models/docs"}}
+    apply(kube, namespace, ttlSecondsAfterFinished={"succeeded": 6, "failed": 0}, **output)
+    for worker in to_training(kube, namespace):
+        kube.run(worker)
+        kube.end(worker, 0, builders.OUTCOMES["train"].to_message())
+    (export,) = pods(kube, namespace, "docs-export")
+    kube.run(export)
+    kube.end(export, 0, builders.OUTCOMES["export"].to_message())
+    ended = phase(kube, namespace, "Succeeded")["status"]["completionTime"]
+    operator.stop(signal.SIGKILL)
+    operator.start()
+    path = f"{GROUP}/namespaces/{namespace}/finetunejobs/docs"
+    eventually("the job to go", lambda: kube.get(path) is None)
+    after = time.time() - datetime.fromisoformat(ended).timestamp()
+    assert 6 <= after < 8.5, "it went too early or too late"
+    assert "TTLExpired" in event_reasons(kube, namespace)
+    selector = "?labelSelector=finetune-operator.io/job=docs"
+
+    def left() -> list[str]:
+        found = kube.items(f"/apis/batch/v1/namespaces/{namespace}/jobs{selector}")
+        return [item["metadata"]["name"] for item in (*found, *kube.items(claims))]
+
+    eventually("all but the result's claim to go", lambda: left() == ["models"], 60)
+
+
+def test_a_pod_on_a_dead_node_is_removed_by_force_and_the_next_attempt_starts(
+    kube: Kube, operator: Operator, namespace: str
+) -> None:
+    node = f"node-of-{namespace}"
+    kube.create("/api/v1/nodes", {"metadata": {"name": node}})
+    policy = {"forceDeleteSeconds": 2}
+    apply(kube, namespace, restartPolicy=policy)
+    workers = to_training(kube, namespace)
+    at = f"/api/v1/namespaces/{namespace}/pods"
+    for worker in workers:
+        name = worker["metadata"]["name"]
+        target = {"target": {"kind": "Node", "name": node}, "metadata": {"name": name}}
+        kube.create(f"{at}/{name}/binding", target)
+        kube.run(worker)
+    phase(kube, namespace, "Running")
+    # No kubelet removes it: as on a node without power.
+    dead = f"{at}/{workers[1]['metadata']['name']}"
+    kube.call("DELETE", dead, {"gracePeriodSeconds": 1})
+    found = eventually("the pod to be leaving", lambda: kube.get(dead))
+    assert "deletionTimestamp" in found["metadata"]
+    eventually(
+        "the pod to be given up",
+        lambda: (kube.get(dead) or {}).get("status", {}).get("reason") == "NodeLost",
+    )
+    lost = builders.failure("PeerLost", "a peer is gone", 9e9).to_message()
+    kube.end(workers[0], 205, lost)
+    assert len(pods(kube, namespace, "docs-train-1", 2)) == 2
+    eventually("the pod to be gone", lambda: kube.get(dead) is None)
+    assert "PodForceDeleted" in event_reasons(kube, namespace)
+    status = kube.job(namespace, "docs")["status"]
+    assert (status["restarts"]["disruptions"], status["restarts"]["counted"]) == (1, 0)
+    kube.delete(f"/api/v1/nodes/{node}")
 
 
 def test_a_data_error_fails_the_job_at_once_with_the_line(

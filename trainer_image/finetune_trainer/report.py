@@ -47,6 +47,7 @@ class State:
     learning_rate: float | None = None
     grad_norm: float | None = None
     tokens_per_second: float | None = None
+    save_seconds: float | None = None
 
     @property
     def percent(self) -> int:
@@ -66,6 +67,7 @@ class State:
             progress.LEARNING_RATE: self.learning_rate,
             progress.GRAD_NORM: self.grad_norm,
             progress.TOKENS_PER_SECOND: self.tokens_per_second,
+            progress.SAVE_SECONDS: self.save_seconds,
         }
         metrics = [Metric(name=k, value=f"{v:.10g}") for k, v in numbers.items() if v is not None]
         metrics.append(Metric(name=progress.ACTIVITY, value=self.activity))
@@ -104,10 +106,16 @@ class Estimate:
         """One more step took so long."""
         self._steps.append(seconds)
 
+    def before_a_stop(self) -> float:
+        """Seconds at the most until all processes know that one was asked to stop."""
+        return 2 * self._step() + self.evaluation_seconds
+
     def remaining(self, steps: int) -> float:
         """Seconds for `steps` more steps, the last evaluation and saving."""
-        step = statistics.median(self._steps) if self._steps else 0.0
-        return steps * step + self.evaluation_seconds + self.saving_seconds
+        return steps * self._step() + self.evaluation_seconds + self.saving_seconds
+
+    def _step(self) -> float:
+        return statistics.median(self._steps) if self._steps else 0.0
 
 
 def duration(seconds: float) -> str:
