@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from finetune_api.lifecycle import RestartPolicy
 from finetune_api.profile import FineTuneProfileSpec
-from finetune_api.status import TERMINAL_PHASES, FineTuneJobStatus, Progress
+from finetune_api.status import TERMINAL_PHASES, FineTuneJobStatus, Progress, Resolved
 from finetune_api.v1alpha1 import FineTuneJobSpec
 from finetune_operator import names, objects
 from finetune_operator.deadlines import Wishes, ttl_due
@@ -260,7 +260,18 @@ def _events(
         for found in new.excluded_nodes
         if (found.node, found.until) not in known
     )
-    return (*_change(old, new, decision), *kept_off)
+    return (*_change(old, new, decision), *kept_off, *_resized(old.resolved, new.resolved))
+
+
+def _resized(old: Resolved | None, new: Resolved | None) -> tuple[Event, ...]:
+    if old is None or new is None or old.num_nodes in (None, new.num_nodes):
+        return ()
+    message = (
+        f"goes on with {new.num_nodes} workers in place of {old.num_nodes}: micro-batch "
+        f"{new.micro_batch_size} x {new.gradient_accumulation_steps}, ZeRO {new.zero_stage}, "
+        f"offload {new.offload}"
+    )
+    return (Event("Normal", "Resized", message),)
 
 
 def _change(

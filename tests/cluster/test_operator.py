@@ -4,9 +4,11 @@ no node here): it says which pods run and with what their containers end; `make 
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import time
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import builders
@@ -18,6 +20,7 @@ from operator_process import Operator
 from finetune_api.outcome import Outcome
 from finetune_api.progress import audience, status_path
 from finetune_api.run_config import RunConfig
+from finetune_operator.cluster import connect
 
 Json = dict[str, Any]
 COUNT = iter(range(1000))
@@ -397,6 +400,34 @@ def test_an_object_that_is_not_ours_is_never_touched(
     found = kube.get(f"{path}/docs-run")
     assert found is not None
     assert found["data"] == {"mine": "yes"}
+
+
+def test_an_immutable_object_stays_as_it_was_made(
+    kube: Kube, kubeconfig: Path, namespace: str
+) -> None:
+    """A newer operator may write it otherwise, and would be refused for ever."""
+    owner = {"apiVersion": "v1", "kind": "ConfigMap", "name": "owner", "uid": "u-1"}
+    metadata = {"name": "docs-run-1", "namespace": namespace, "ownerReferences": [owner]}
+    first = {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": metadata,
+        "immutable": True,
+        "data": {"run.json": "1"},
+    }
+
+    async def twice() -> None:
+        cluster = await connect(str(kubeconfig))
+        try:
+            await cluster.apply(first)
+            await cluster.apply(first | {"data": {"run.json": "2"}})
+        finally:
+            await cluster.close()
+
+    asyncio.run(twice())
+    found = kube.get(f"/api/v1/namespaces/{namespace}/configmaps/docs-run-1")
+    assert found is not None
+    assert found["data"] == {"run.json": "1"}
 
 
 class Reporter:

@@ -100,6 +100,10 @@ def test_a_job_goes_on_at_half_the_size_with_the_same_global_batch() -> None:
     resolved = cluster.status.resolved
     assert resolved is not None
     assert (resolved.num_nodes, resolved.micro_batch_size) == (1, 4)
+    assert cluster.events[-1] == (
+        "Normal Resized: goes on with 1 workers in place of 2: micro-batch 4 x 1, ZeRO 1, "
+        "offload None"
+    )
 
 
 def test_the_size_stays_for_restarts_and_for_export() -> None:

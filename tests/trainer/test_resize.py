@@ -141,5 +141,5 @@ def test_what_is_trained_at_one_size_is_trained_at_every_other(story: Story) -> 
 def test_prepare_tells_the_operator_what_memory_depends_on(story: Story) -> None:
     shape = story.prepared.shape
     assert shape is not None
-    assert (shape.hidden_size, shape.layers, len(shape.linears)) == (64, 2, 6)
+    assert (shape.hidden_size, shape.layers, len(shape.linears)) == (64, 2, 7)
     assert story.prepared.attention == "Masked"
