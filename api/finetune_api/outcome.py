@@ -28,7 +28,7 @@ FailureClass = Literal[
 ]
 FAILURE_CLASSES: tuple[str, ...] = get_args(FailureClass)
 
-MAX_LINEARS = 20
+MAX_LINEARS = 12
 """Kinds of linear layers that the facts of prepare have room for: a dense model has 4 to 7, one
 with experts or with two sorts of layers about twice as many."""
 MAX_TERMINATION_MESSAGE = 4096
