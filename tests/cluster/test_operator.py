@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -299,38 +300,81 @@ def test_a_finished_job_goes_by_itself_also_after_a_restart_and_leaves_its_resul
     eventually("all but the result's claim to go", lambda: left() == ["models"], 60)
 
 
-def test_a_pod_on_a_dead_node_is_removed_by_force_and_the_next_attempt_starts(
-    kube: Kube, operator: Operator, namespace: str
-) -> None:
-    node = f"node-of-{namespace}"
-    kube.create("/api/v1/nodes", {"metadata": {"name": node}})
-    policy = {"forceDeleteSeconds": 2}
-    apply(kube, namespace, restartPolicy=policy)
-    workers = to_training(kube, namespace)
-    at = f"/api/v1/namespaces/{namespace}/pods"
+@pytest.fixture
+def node(kube: Kube, namespace: str) -> Iterator[str]:
+    """A node without a kubelet."""
+    name = f"node-of-{namespace}"
+    kube.create("/api/v1/nodes", {"metadata": {"name": name}})
+    yield name
+    kube.delete(f"/api/v1/nodes/{name}")
+
+
+def run_on(kube: Kube, node: str, workers: list[Json]) -> None:
+    """Play scheduler and kubelet."""
     for worker in workers:
-        name = worker["metadata"]["name"]
+        namespace, name = (worker["metadata"][key] for key in ("namespace", "name"))
         target = {"target": {"kind": "Node", "name": node}, "metadata": {"name": name}}
-        kube.create(f"{at}/{name}/binding", target)
+        kube.create(f"/api/v1/namespaces/{namespace}/pods/{name}/binding", target)
         kube.run(worker)
+
+
+PEER_LOST = builders.failure("PeerLost", "a peer is gone", 9e9).to_message()
+
+
+def test_a_node_that_kills_two_attempts_is_kept_off_by_the_third(
+    kube: Kube, operator: Operator, namespace: str, node: str
+) -> None:
+    apply(kube, namespace)
+    to_training(kube, namespace)
+    for attempt in range(2):
+        workers = pods(kube, namespace, f"docs-train-{attempt}", 2)
+        run_on(kube, node, workers)
+        phase(kube, namespace, "Running")
+        kube.end(workers[1], 137)
+        kube.end(workers[0], 205, PEER_LOST)
+        phase(kube, namespace, "Restarting")
+    (first, _) = pods(kube, namespace, "docs-train-2", 2)
+    assert first["spec"]["affinity"] == {
+        "nodeAffinity": {
+            "requiredDuringSchedulingIgnoredDuringExecution": {
+                "nodeSelectorTerms": [
+                    {
+                        "matchFields": [
+                            {"key": "metadata.name", "operator": "NotIn", "values": [node]}
+                        ]
+                    }
+                ]
+            }
+        }
+    }
+    (excluded,) = kube.job(namespace, "docs")["status"]["excludedNodes"]
+    assert (excluded["node"], excluded["reason"]) == (
+        node,
+        "2 attempts failed on it: 0 (Killed), 1 (Killed); excluded for 1 h",
+    )
+    eventually("the Event", lambda: "NodeExcluded" in event_reasons(kube, namespace))
+
+
+def test_a_pod_on_a_dead_node_is_removed_by_force_and_the_next_attempt_starts(
+    kube: Kube, operator: Operator, namespace: str, node: str
+) -> None:
+    apply(kube, namespace, restartPolicy={"forceDeleteSeconds": 2})
+    workers = to_training(kube, namespace)
+    run_on(kube, node, workers)
     phase(kube, namespace, "Running")
     # No kubelet removes it: as on a node without power.
-    dead = f"{at}/{workers[1]['metadata']['name']}"
+    dead = f"/api/v1/namespaces/{namespace}/pods/{workers[1]['metadata']['name']}"
     kube.call("DELETE", dead, {"gracePeriodSeconds": 1})
-    found = eventually("the pod to be leaving", lambda: kube.get(dead))
-    assert "deletionTimestamp" in found["metadata"]
     eventually(
         "the pod to be given up",
         lambda: (kube.get(dead) or {}).get("status", {}).get("reason") == "NodeLost",
     )
-    lost = builders.failure("PeerLost", "a peer is gone", 9e9).to_message()
-    kube.end(workers[0], 205, lost)
+    kube.end(workers[0], 205, PEER_LOST)
     assert len(pods(kube, namespace, "docs-train-1", 2)) == 2
     eventually("the pod to be gone", lambda: kube.get(dead) is None)
     assert "PodForceDeleted" in event_reasons(kube, namespace)
     status = kube.job(namespace, "docs")["status"]
     assert (status["restarts"]["disruptions"], status["restarts"]["counted"]) == (1, 0)
-    kube.delete(f"/api/v1/nodes/{node}")
 
 
 def test_a_data_error_fails_the_job_at_once_with_the_line(
