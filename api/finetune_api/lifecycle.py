@@ -68,6 +68,23 @@ class RestartPolicy(ApiModel):
     """Disruptions (preemption, drain, eviction, a lost node) after which training goes on; they do
     not count as restarts."""
 
+    force_delete_seconds: Annotated[int, Field(ge=0, le=86_400)] = 120
+    """Remove a pod of the job by force when it is still there so many seconds after its time to end
+    was over: its node is dead or cut off, and the next attempt waits for it."""
+
+
+class TtlSecondsAfterFinished(ApiModel):
+    """When a finished job is deleted, by how it ended. What it made goes with it, but for the
+    result: a TTL never deletes that."""
+
+    succeeded: Annotated[int, Field(ge=0, le=315_360_000)] | None = None
+    """Seconds after success. Needs `spec.output`: the job's own claim goes with the job. Default:
+    it is kept."""
+
+    failed: Annotated[int, Field(ge=0, le=315_360_000)] | None = None
+    """Seconds after failure; its checkpoints go too, unless the profile has a `workClaim`. Default:
+    it is kept."""
+
 
 HangSeconds = Annotated[int, Field(ge=10, le=604_800)]
 

@@ -11,6 +11,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import Field, StringConstraints, ValidationError
 
 from finetune_api.base import ApiModel
+from finetune_api.sizes import Attention, ModelShape
 
 FailureClass = Literal[
     "Configuration",
@@ -27,6 +28,9 @@ FailureClass = Literal[
 ]
 FAILURE_CLASSES: tuple[str, ...] = get_args(FailureClass)
 
+MAX_LINEARS = 12
+"""Kinds of linear layers that the facts of prepare have room for: a dense model has 4 to 7, one
+with experts or with two sorts of layers about twice as many."""
 MAX_TERMINATION_MESSAGE = 4096
 """Bytes that the kubelet keeps of a container's termination message."""
 
@@ -156,6 +160,13 @@ class PrepareFacts(ApiModel):
 
     estimate: Estimate | None = None
     """What one training process will need."""
+
+    shape: ModelShape | None = None
+    """What memory depends on in the model: for another number of nodes it is decided anew. Not
+    told with more than `MAX_LINEARS` kinds of linear layers, the message has no room for it."""
+
+    attention: Attention = "Masked"
+    """What the estimate counts with."""
 
     packing_efficiency: float
     """Real tokens per token computed, 0 to 1."""

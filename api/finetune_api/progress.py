@@ -34,6 +34,7 @@ LEARNING_RATE = "learning_rate"
 GRAD_NORM = "grad_norm"
 TOKENS_PER_SECOND = "tokens_per_second"
 STALLED_SECONDS = "stalled_seconds"
+SAVE_SECONDS = "save_seconds"
 ACTIVITY = "activity"
 
 

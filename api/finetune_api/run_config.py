@@ -20,6 +20,8 @@ WORK_RETENTION = "retention"
 """In `data`: the split of the retention set."""
 WORK_CHECKPOINTS = "checkpoints"
 """In the work directory: what an interrupted run goes on from."""
+WORK_ATTEMPT = "train.attempt"
+"""In the work directory: the word of the gang that started last; no other writes checkpoints."""
 WORK_RESULT = "result"
 """In the work directory: what training leaves for export (adapter or model as safetensors)."""
 WORK_TRAIN_FACTS = "train.json"
@@ -166,6 +168,8 @@ class RunConfig(ApiModel):
     auto: list[AutoField] = []
     """What prepare may change for the model to fit into memory: the job says `Auto`, and what
     stands here is the first choice."""
+    resolved: bool = False
+    """Every `Auto` is decided here, for another number of nodes than prepare has decided for."""
     memory: MemoryLimit = MemoryLimit()
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoints: CheckpointConfig = CheckpointConfig()

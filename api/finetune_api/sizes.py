@@ -6,7 +6,9 @@ The constants are also what `finetune_trainer.zero` tells DeepSpeed.
 from __future__ import annotations
 
 from math import prod
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints
 
 from finetune_api.base import ApiModel
 from finetune_api.run_config import PREFERENCES, LoraConfig, RunConfig
@@ -46,10 +48,14 @@ Offload = Literal["None", "Optimizer", "OptimizerAndParameters"]
 class LinearShape(ApiModel):
     """Linear layers of one name; the output head is not among them."""
 
-    name: str
+    name: Annotated[str, StringConstraints(max_length=256)]
+    """Last part of the layers' names."""
     in_features: int
+    """Width of what they take."""
     out_features: int
+    """Width of what they give."""
     count: int
+    """How many there are."""
 
 
 class ModelShape(ApiModel):
@@ -62,14 +68,21 @@ class ModelShape(ApiModel):
     small_parameters: int
     """In tensors of at most `PERSISTENT` elements."""
     hidden_size: int
+    """Width of what goes from layer to layer."""
     intermediate_size: int
     """Inner width of the feed-forward part, of all experts that a token goes through."""
     layers: int
+    """Number of layers."""
     heads: int
+    """Heads of attention."""
     kv_heads: int
+    """Heads of keys and values, shared by those of attention."""
     head_size: int
+    """Width of a head."""
     vocabulary_size: int
-    linears: list[LinearShape]
+    """Tokens that can be predicted."""
+    linears: Annotated[list[LinearShape], Field(max_length=10_000)]
+    """All linear layers but the output head."""
 
 
 class Setup(ApiModel):

@@ -8,6 +8,7 @@ from pydantic import ConfigDict, Field, StringConstraints
 
 from finetune_api.base import ApiModel
 from finetune_api.outcome import FailureClass, LengthBin
+from finetune_api.sizes import ModelShape
 
 Phase = Literal[
     "Pending",
@@ -103,6 +104,10 @@ class Progress(ApiModel):
     tokens_per_second: float | None = None
     """Tokens trained on per second, over all workers."""
 
+    save_seconds: Annotated[float, Field(ge=0, le=1_000_000)] | None = None
+    """Seconds that the workers need at most to end with a checkpoint, as measured in this attempt:
+    the steps or the evaluation under way, and the slowest checkpoint so far."""
+
     activity: Activity | None = None
     """What the workers are doing."""
 
@@ -173,7 +178,7 @@ class Resolved(ApiModel):
     """The trainer image."""
 
     num_nodes: Count | None = None
-    """Worker pods."""
+    """Worker pods of the current attempt."""
 
     num_proc_per_node: Count | None = None
     """Training processes per worker."""
@@ -196,6 +201,9 @@ class Resolved(ApiModel):
     memory_gib: Annotated[float, Field(ge=0, le=1_000_000)] | None = Field(None, alias="memoryGiB")
     """Estimated memory of one training process, on its GPU (on a CPU: in its pod)."""
 
+    grace_period_seconds: Count | None = None
+    """How long the workers of the current attempt get to save when they are asked to stop."""
+
     total_steps: Count | None = None
     """Optimizer steps in all."""
 
@@ -204,6 +212,12 @@ class Resolved(ApiModel):
 
     parameters: Count | None = None
     """Parameters of the base model."""
+
+    shape: ModelShape | None = None
+    """What memory depends on in the base model: to decide anew for another number of nodes."""
+
+    attention: Literal["Flash", "Masked"] | None = None
+    """The attention that the estimate counts with."""
 
 
 class OutputStatus(ApiModel):
@@ -279,6 +293,9 @@ class RestartEntry(ApiModel):
     failure_class: FailureClass = Field(alias="class")
     """What happened."""
 
+    node: ShortText | None = None
+    """The node of the process that failed first."""
+
     step: Count | None = None
     """The last step that it reported."""
 
@@ -297,6 +314,19 @@ class Restarts(ApiModel):
 
     history: Annotated[list[RestartEntry], Field(max_length=50)] = []
     """The last 50, oldest first."""
+
+
+class ExcludedNode(ApiModel):
+    """A node that the workers of this job keep off."""
+
+    node: ShortText
+    """Its name."""
+
+    reason: ShortText
+    """Which attempts failed on it."""
+
+    until: Time
+    """Attempts that start later may use it again."""
 
 
 class StageTimes(ApiModel):
@@ -344,6 +374,9 @@ class FineTuneJobStatus(ApiModel):
 
     restarts: Restarts | None = None
     """Attempts that ended without success."""
+
+    excluded_nodes: Annotated[list[ExcludedNode], Field(max_length=50)] = []
+    """Nodes that the current attempt keeps off, because earlier ones failed on them."""
 
     stages: Annotated[list[StageTimes], Field(max_length=3)] = []
     """When each stage began and ended."""

@@ -12,7 +12,13 @@ from pydantic import ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
 from finetune_api.base import API_VERSION, ApiModel, rule, rules
-from finetune_api.lifecycle import Checkpoints, Evaluation, HangPolicy, RestartPolicy
+from finetune_api.lifecycle import (
+    Checkpoints,
+    Evaluation,
+    HangPolicy,
+    RestartPolicy,
+    TtlSecondsAfterFinished,
+)
 from finetune_api.method import Method, Training, Workers, Zero
 from finetune_api.sources import DatasetSource, ModelSource, ObjectName, Output
 from finetune_api.status import FineTuneJobStatus
@@ -120,6 +126,10 @@ class FineTuneJobSpec(ApiModel):
     """End the job as failed, and free what it holds, when the workers of an attempt do not all run
     after so long. Default: no limit. May be changed at any time."""
 
+    ttl_seconds_after_finished: TtlSecondsAfterFinished | None = None
+    """Delete the job so long after it has finished; only a finished job has a TTL. Default: it is
+    kept. May be changed at any time, also when it has finished."""
+
     restart_policy: RestartPolicy = RestartPolicy()
     """How often training may start again."""
 
@@ -131,17 +141,40 @@ class FineTuneJobSpec(ApiModel):
     `<name>-work`, which is deleted with the job."""
 
 
-CHANGEABLE = ("suspend", "active_deadline_seconds", "startup_deadline_seconds")
+CHANGEABLE = (
+    "suspend",
+    "active_deadline_seconds",
+    "startup_deadline_seconds",
+    "ttl_seconds_after_finished",
+)
 """Fields of the spec that may change while a job is under way."""
 
 
+def _started() -> str:
+    """CEL: the job had started before this change."""
+    return "has(oldSelf.status) && has(oldSelf.status.startTime)"
+
+
 def _unchanged() -> str:
-    """CEL: every other field is as it was, or absent as it was."""
-    fixed = [to_camel(name) for name in FineTuneJobSpec.model_fields if name not in CHANGEABLE]
+    """CEL: every other field is as it was, or absent as it was; `workers` has a rule of its own."""
+    own = (*CHANGEABLE, "workers")
+    fixed = [to_camel(name) for name in FineTuneJobSpec.model_fields if name not in own]
     return " && ".join(
         f"has(self.spec.{field}) == has(oldSelf.spec.{field})"
         f" && (!has(self.spec.{field}) || self.spec.{field} == oldSelf.spec.{field})"
         for field in fixed
+    )
+
+
+def _size_unchanged() -> str:
+    """CEL: the workers are as they were, but for their number where the job was suspended: by its
+    status, so that no attempt is under way, and by its spec, so that none is about to be."""
+    new, old = "self.spec.workers", "oldSelf.spec.workers"
+    wanted = "(oldSelf.spec.suspend || self.spec.suspend)"
+    held = f"has(oldSelf.status.phase) && oldSelf.status.phase == 'Suspended' && {wanted}"
+    return (
+        f"(has({new}) == has({old})) && (!has({new}) || {new} == {old}"
+        f" || ({new}.numProcPerNode == {old}.numProcPerNode && {held}))"
     )
 
 
@@ -160,9 +193,26 @@ class FineTuneJob(ApiModel):
                 "the names of a Service and of pods; choose a shorter or simpler name",
             ),
             rule(
-                f"!has(oldSelf.status) || !has(oldSelf.status.startTime) || ({_unchanged()})",
-                f"spec (but for {', '.join(map(to_camel, CHANGEABLE))}) cannot be changed after "
-                "the job has started; create a new FineTuneJob under another name",
+                f"!({_started()}) || ({_unchanged()})",
+                f"spec (but for {', '.join(map(to_camel, CHANGEABLE))}, and workers.numNodes while "
+                "the job is Suspended) cannot be changed after the job has started; create a new "
+                "FineTuneJob under another name",
+            ),
+            rule(
+                f"!({_started()}) || ({_size_unchanged()})",
+                "spec.workers.numNodes can be changed only while the job is Suspended, and the "
+                "rest of spec.workers not after it has started; set spec.suspend to true, wait for "
+                "the phase Suspended, change it, and set spec.suspend to false",
+                ".spec.workers",
+            ),
+            rule(
+                "!has(self.spec.ttlSecondsAfterFinished)"
+                " || !has(self.spec.ttlSecondsAfterFinished.succeeded) || (has(self.spec.output)"
+                " && !self.spec.output.uri.startsWith('pvc://' + self.metadata.name + '-work/'))",
+                "spec.ttlSecondsAfterFinished.succeeded would delete the result, which is in the "
+                "job's own claim; set spec.output.uri to a claim of your own (pvc://claim/path), "
+                "or remove succeeded",
+                ".spec.ttlSecondsAfterFinished.succeeded",
             ),
         ),
     )

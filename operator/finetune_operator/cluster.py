@@ -150,6 +150,8 @@ class Cluster:
             owners = existing["metadata"].get("ownerReferences") or []
             if owner not in [o.get("uid") for o in owners]:
                 raise NotOursError(f"{manifest['kind']} {metadata['name']}")
+            if existing.get("immutable"):
+                return  # a newer operator may write it otherwise, and be refused for ever
         query = {"fieldManager": names.FIELD_OWNER, "force": "true"}
         await self._request("PATCH", path, query, manifest, APPLY)
 
@@ -158,6 +160,27 @@ class Cluster:
         would make must not matter to a Job that is there."""
         path = _path("batch/v1", "Job", namespace, name)
         await self._request("PATCH", path, {}, {"spec": {"suspend": stop}}, MERGE_PATCH)
+
+    async def fail_pod(self, namespace: str, name: str, uid: str) -> None:
+        """Call a pod failed whose node does not answer, as Kubernetes' own collector of lost pods
+        does: its Job takes note of nothing else. Nothing, where it is gone or another one."""
+        lost = {"phase": "Failed", "reason": "NodeLost", "message": "its node does not answer"}
+        path = _path("v1", "Pod", namespace, name) + "/status"
+        body = {"metadata": {"uid": uid}, "status": lost}
+        await self._unless_changed("PATCH", path, body, MERGE_PATCH)
+
+    async def force_delete_pod(self, namespace: str, name: str, uid: str) -> None:
+        """Remove a pod without its kubelet; nothing, where it is gone or another one."""
+        options = {"gracePeriodSeconds": 0, "preconditions": {"uid": uid}}
+        await self._unless_changed("DELETE", _path("v1", "Pod", namespace, name), options)
+
+    async def delete_job(self, namespace: str, name: str, uid: str, version: int) -> None:
+        """Delete a FineTuneJob as it was read; all it made follows by its owner references.
+        Nothing, where it has changed since: that change is an event of its own."""
+        path = _path(API_VERSION, "FineTuneJob", namespace, name)
+        unchanged = {"uid": uid, "resourceVersion": str(version)}
+        options = {"propagationPolicy": "Background", "preconditions": unchanged}
+        await self._unless_changed("DELETE", path, options)
 
     async def apply_status(
         self, namespace: str, name: str, status: Mapping[str, Any], owner: str
@@ -206,6 +229,16 @@ class Cluster:
             pod=next(iter(extra.get("authentication.kubernetes.io/pod-name", [])), None),
             pod_uid=next(iter(extra.get("authentication.kubernetes.io/pod-uid", [])), None),
         )
+
+    async def _unless_changed(
+        self, method: str, path: str, body: Json, content_type: str = "application/json"
+    ) -> None:
+        """What is gone, or no longer as the request's preconditions say, is left alone."""
+        try:
+            await self._request(method, path, {}, body, content_type)
+        except ApiError as error:
+            if error.code not in (404, 409):
+                raise
 
     async def _get(self, path: str) -> Json | None:
         try:

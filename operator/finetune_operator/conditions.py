@@ -48,7 +48,7 @@ def conditions(
     Args:
         message: The phase in a sentence.
     """
-    waiting = decision.refused if isinstance(decision, Wait) else None
+    waiting = decision.refused if isinstance(decision, Wait | Hold) else None
     failure = decision.failure if isinstance(decision, Fail | Restart) else None
     final = isinstance(decision, Fail)
     succeeded = isinstance(decision, Succeed)

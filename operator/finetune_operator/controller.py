@@ -12,13 +12,14 @@ from pydantic import ValidationError
 
 from finetune_api.base import API_VERSION
 from finetune_api.profile import FineTuneProfileSpec
-from finetune_api.status import FineTuneJobStatus
+from finetune_api.status import TERMINAL_PHASES, FineTuneJobStatus
 from finetune_operator import names
 from finetune_operator.cluster import ApiError, Cluster, Json, NotOursError
+from finetune_operator.events import Event
 from finetune_operator.metrics import Metrics
 from finetune_operator.observe import Observed, observe
 from finetune_operator.queue import WorkQueue
-from finetune_operator.reconcile import Event, Job, Step, World, parse_job, step
+from finetune_operator.reconcile import Job, Step, World, finished_step, parse_job, step
 from finetune_operator.settings import Settings
 from finetune_operator.waiting import questions
 
@@ -62,8 +63,8 @@ class Controller:
             return None
         job = parse_job(body)
         self.metrics.see(key, job.status, job.version)
-        if job.status.phase in ("Succeeded", "Failed"):
-            return None  # final, whatever became of the children: saves four reads
+        if job.status.phase in TERMINAL_PHASES:  # the children do not matter: saves four reads
+            return await self._clean_up(job)
         observed = await self._observe(job)
         world = await self._world()
         done = step(job, observed, world, now())
@@ -72,10 +73,22 @@ class Controller:
                 await self.cluster.apply(manifest)
             for name, stop in done.suspend.items():
                 await self.cluster.suspend_job(job.namespace, name, stop)
+            for pod in done.give_up:
+                await self.cluster.fail_pod(job.namespace, pod.name, pod.uid)
         except NotOursError as error:
             taken = Observed(snapshot=None, stages=(), taken=str(error))
             done = step(job, taken, world, now())
         await self._report(job, done)
+        for pod in done.force_delete:
+            await self.cluster.force_delete_pod(job.namespace, pod.name, pod.uid)
+        return done.requeue_after
+
+    async def _clean_up(self, job: Job) -> float | None:
+        done = finished_step(job, now())
+        await self._report(job, done)
+        if done.delete:
+            logger.info("%s", done.events[0].message, extra={"job": job.key})
+            await self.cluster.delete_job(job.namespace, job.name, job.uid, job.version)
         return done.requeue_after
 
     async def _observe(self, job: Job) -> Observed:
@@ -101,13 +114,13 @@ class Controller:
         if done.progress is not None:
             part = {"progress": done.progress.to_json_dict()}
             await self._write(job, part, names.PROGRESS_FIELD_OWNER)
-        if done.status is None:
-            return
-        await self._write(job, done.status.to_json_dict(), names.FIELD_OWNER)
-        log_change(job, done.status)
+        if done.status is not None:
+            await self._write(job, done.status.to_json_dict(), names.FIELD_OWNER)
+            log_change(job, done.status)
         for event in done.events:
             try:
-                await self.cluster.post_event(event_manifest(job, done.status, event, now()))
+                told = event_manifest(job, done.status or job.status, event, now())
+                await self.cluster.post_event(told)
             except ApiError as error:  # a lost Event is not worth failing the pass
                 logger.warning("event not written: %s", error, extra={"job": job.key})
 

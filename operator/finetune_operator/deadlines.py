@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from finetune_api.lifecycle import TtlSecondsAfterFinished
 from finetune_api.status import FineTuneJobStatus, LastFailure
 from finetune_api.v1alpha1 import FineTuneJobSpec
 from finetune_operator.observe import StageFacts, seconds
@@ -17,6 +18,9 @@ class Wishes:
     suspend: bool = False
     active_deadline_seconds: int | None = None
     startup_deadline_seconds: int | None = None
+    num_nodes: int | None = None
+    """Of the next attempt; None: as it is."""
+    ttl: TtlSecondsAfterFinished | None = None
 
     @classmethod
     def of(cls, spec: FineTuneJobSpec | Refused) -> Wishes:
@@ -27,6 +31,8 @@ class Wishes:
             suspend=spec.suspend,
             active_deadline_seconds=spec.active_deadline_seconds,
             startup_deadline_seconds=spec.startup_deadline_seconds,
+            num_nodes=spec.workers.num_nodes,
+            ttl=spec.ttl_seconds_after_finished,
         )
 
 
@@ -58,6 +64,21 @@ def startup_due(train: StageFacts, wishes: Wishes, why: str) -> Due | None:
         return None
     said = f"the workers did not all start within {limit} s (spec.startupDeadlineSeconds)"
     return Due(seconds(train.start_time) + limit, f"{said}: {why}" if why else said)
+
+
+def ttl_due(status: FineTuneJobStatus, wishes: Wishes) -> Due | None:
+    """When a finished job is deleted; None: it is kept, or has not finished."""
+    ttl, ended = wishes.ttl, status.completion_time
+    if ttl is None or ended is None:
+        return None
+    limit, how = (
+        (ttl.failed, "failed") if status.phase == "Failed" else (ttl.succeeded, "succeeded")
+    )
+    if limit is None:
+        return None
+    kept = f"; {status.output.uri} stays" if status.output is not None else ""
+    said = f"it {how} at {ended}, and spec.ttlSecondsAfterFinished.{how} is {limit}{kept}"
+    return Due(seconds(ended) + limit, said)
 
 
 def failure(due: Due, stage: StageFacts | None, now: str) -> LastFailure:

@@ -10,6 +10,8 @@ from finetune_api.status import LastFailure, Restarts
 from finetune_operator.observe import StageFacts
 from finetune_operator.plan import Refused
 
+SUSPENDED = "suspended; set spec.suspend to false to go on"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wait:
@@ -48,6 +50,8 @@ class Hold:
     stop: StageFacts | None
     """A stage that has to be told."""
     why: str
+    refused: Refused | None = None
+    """Why it cannot go on at the size that it is to have."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +59,14 @@ class Resume:
     """Let a stage go on that was told to stop."""
 
     stage: StageFacts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Renew:
+    """Stop an attempt that has not begun, for one that may use more nodes; counts as nothing."""
+
+    stop: StageFacts
+    why: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,4 +112,4 @@ class Evidence:
     train: TrainFacts | None = None
 
 
-Decision = Wait | Start | Watch | Hold | Resume | Restart | Succeed | Fail | Finished
+Decision = Wait | Start | Watch | Hold | Resume | Restart | Renew | Succeed | Fail | Finished

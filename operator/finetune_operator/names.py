@@ -34,6 +34,11 @@ def run_config_map(job: str) -> str:
     return f"{job}-run"
 
 
+def attempt_config_map(job: str, attempt: int) -> str:
+    """ConfigMap with the settings of an attempt that has another size than the job started with."""
+    return f"{job}-run-{attempt}"
+
+
 def work_claim(job: str) -> str:
     """Claim with prepared data and result."""
     return f"{job}-work"

@@ -60,6 +60,17 @@ def run_config_map(plan: Plan, ca_cert: str) -> Manifest:
     }
 
 
+def attempt_config_map(plan: Plan, name: str) -> Manifest:
+    """What the workers of an attempt are told that has another size than the job started with."""
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": _metadata(plan, name),
+        "immutable": True,
+        "data": {"run.json": plan.run.model_dump_json(by_alias=True, indent=1)},
+    }
+
+
 def work_claim(plan: Plan) -> Manifest:
     """The volume with prepared data and result."""
     storage = plan.snapshot.profile.storage
@@ -189,4 +200,5 @@ def preparing_objects(plan: Plan, settings: Settings) -> tuple[Manifest, ...]:
 
 def training_objects(plan: Plan, attempt: int, settings: Settings) -> tuple[Manifest, ...]:
     """The gang."""
-    return service(plan), stage_job(plan, "train", attempt, settings)
+    told = (attempt_config_map(plan, plan.config),) if plan.config else ()
+    return (*told, service(plan), stage_job(plan, "train", attempt, settings))

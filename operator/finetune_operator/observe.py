@@ -21,12 +21,15 @@ class PodFacts:
     """One pod of a stage."""
 
     name: str
+    uid: str
     index: int
     node: str | None
     phase: Literal["Pending", "Running", "Succeeded", "Failed", "Unknown"]
     waiting: str | None
     """Why it does not run yet, in the words of the scheduler or the kubelet."""
     deleted: bool
+    gone_by: str | None
+    """Being removed: when its grace period is over. None: it stays, or was removed by force."""
     disrupted: bool
     """The platform took it away: preempted, drained, evicted, its node shut down or lost."""
     exit_code: int | None
@@ -37,7 +40,6 @@ class PodFacts:
     """The termination message where it is not ours (the kubelet then puts the log's end there)."""
     reason: str | None
     """The reason of the pod's or its container's end: `OOMKilled`, `Evicted` ..."""
-    uid: str = ""
     creating: bool = False
     """It has a node, and its container is not made yet: volumes are mounted, the image pulled."""
     unhealthy: bool = False
@@ -140,19 +142,20 @@ def _stage(job: Raw, pods: Sequence[Raw], events: Sequence[Raw]) -> StageFacts:
     elif "Failed" in conditions:
         state = "Failed"
     failed = conditions.get("Failed", {})
+    spec = job.get("spec") or {}
     mine = [pod_facts(pod, events) for pod in pods if _owned(pod, uid)]
     return StageFacts(
         stage=labels[names.LABEL_STAGE],
         attempt=int(labels.get(names.LABEL_ATTEMPT, "0")),
         state=state,
-        suspended=bool((job.get("spec") or {}).get("suspend")),
+        suspended=bool(spec.get("suspend")),
         start_time=status.get("startTime"),
         completion_time=status.get("completionTime") or failed.get("lastTransitionTime"),
         message=failed.get("message", ""),
         pods=tuple(sorted(mine, key=lambda p: (p.index, p.name))),
         name=job["metadata"]["name"],
         uid=uid,
-        wanted=(job.get("spec") or {}).get("parallelism", 1),
+        wanted=spec.get("completions", 1),
         refused=_refused(uid, events),
     )
 
@@ -197,6 +200,7 @@ def pod_facts(pod: Raw, events: Sequence[Raw] = ()) -> PodFacts:
         phase=phase,
         waiting=waiting,
         deleted="deletionTimestamp" in metadata,
+        gone_by=_gone_by(metadata),
         disrupted=_disrupted(status),
         exit_code=ended.get("exitCode"),
         finished=ended.get("finishedAt"),
@@ -227,6 +231,15 @@ VOLUME_REASONS = ("FailedMount", "FailedAttachVolume", "FailedMapVolume")
 """Events of a pod whose volumes are not there yet."""
 BEYOND_VOLUMES = ("SuccessfulAttachVolume", "Pulling", "Pulled")
 """Events of a pod for which that is over."""
+
+
+def _gone_by(metadata: Raw) -> str | None:
+    """Kubernetes' deletion timestamp is the moment of the request plus the grace period."""
+    if metadata.get("deletionGracePeriodSeconds") == 0:
+        return None  # by force, or never on a node: what is left waits for the Job controller only
+    found: str | None = metadata.get("deletionTimestamp")
+    return found
+
 
 NODE_REASONS = ("NodeLost", "Terminated", "Shutdown", "NodeShutdown", "Preempting")
 """Reasons that a kubelet or the node controller gives a pod whose node goes or is lost."""

@@ -8,6 +8,7 @@ from typing import Literal
 
 from finetune_api.base import ApiModel
 from finetune_api.method import Lora, Preference, Training
+from finetune_api.outcome import Estimate
 from finetune_api.profile import FineTuneProfileSpec
 from finetune_api.run_config import (
     PREFERENCES,
@@ -66,7 +67,19 @@ class Plan:
     name: str
     uid: str
     snapshot: Snapshot
+    """What the job started with."""
     run: RunConfig
+    paths: Paths = Paths()
+    attempt: int | None = None
+    """To train, whose size and placement this is; None: what the job started with."""
+    config: str | None = None
+    """ConfigMap with `run.json`, where it is not the one that the job started with."""
+    estimate: Estimate | None = None
+    """Of memory, where it is not the one of prepare."""
+    grace_seconds: int = 600
+    """For the workers to save when they are asked to stop."""
+    not_on: tuple[str, ...] = ()
+    """Nodes that the workers keep off."""
 
 
 def choose_profile(
@@ -105,7 +118,7 @@ def make_snapshot(
     if isinstance(chosen, Refused):
         return chosen
     name, profile = chosen
-    return _problem(spec, name, profile) or Snapshot(
+    return check(spec, name, profile) or Snapshot(
         profile_name=name, profile=profile, spec=spec, image=profile.image or default_image
     )
 
@@ -116,10 +129,8 @@ def processes(spec: FineTuneJobSpec, profile: FineTuneProfileSpec) -> int:
     return max(1, profile.node.gpus_per_node) if wanted == "Auto" else wanted
 
 
-def _problem(
-    spec: FineTuneJobSpec, profile_name: str, profile: FineTuneProfileSpec
-) -> Refused | None:
-    """What the manifest alone did not show."""
+def check(spec: FineTuneJobSpec, profile_name: str, profile: FineTuneProfileSpec) -> Refused | None:
+    """What the manifest alone did not show; None: the job fits its profile."""
     nodes, procs = spec.workers.num_nodes, processes(spec, profile)
     limit = profile.limits.max_nodes
     if limit is not None and nodes > limit:
@@ -160,7 +171,7 @@ def make_plan(
     """Everything decided, from what the job started with."""
     paths = paths or Paths()
     run = _run_config(namespace, name, uid, snapshot, paths)
-    return Plan(namespace, name, uid, snapshot, run)
+    return Plan(namespace, name, uid, snapshot, run, paths)
 
 
 def _run_config(namespace: str, name: str, uid: str, snapshot: Snapshot, paths: Paths) -> RunConfig:

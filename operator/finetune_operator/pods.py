@@ -15,13 +15,13 @@ from finetune_operator.settings import Settings
 Manifest = dict[str, Any]
 
 USER = 65532
-GRACE_SECONDS = 600
-"""For the workers to save a checkpoint when they are asked to stop; they end as soon as it is."""
 PROBE = f'test -z "`find ${ENV_HEARTBEAT} -mmin +2 2>/dev/null`" || {{ kill -CONT 1; exit 1; }}'
 """Fails where launch's sign of life, one second old where all is well, is older than two minutes.
 A file that is not there is no fault: other images do not write it. A launch that was only stopped
 is made to go on: its ranks may be training, and if they are stopped too, it is the one to say so.
 (Not in the form that Kubernetes would take for a variable of its own.)"""
+ENV_STOP_SECONDS = "FINETUNE_STOP_SECONDS"
+"""How long the launcher lets the processes save: as long as the kubelet lets the pod."""
 MODULES: dict[Stage, str] = {
     "prepare": "finetune_trainer.prepare",
     "train": "finetune_trainer.launch",
@@ -47,7 +47,7 @@ def pod_spec(plan: Plan, stage: Stage, attempt: int, settings: Settings) -> Mani
         "volumes": _volumes(plan, stage),
     }
     if stage == "train":
-        spec["terminationGracePeriodSeconds"] = GRACE_SECONDS
+        spec["terminationGracePeriodSeconds"] = plan.grace_seconds
         spec["subdomain"] = names.service(plan.name)
         placement = plan.snapshot.profile.placement
         spec |= {
@@ -55,7 +55,17 @@ def pod_spec(plan: Plan, stage: Stage, attempt: int, settings: Settings) -> Mani
             for key, value in placement.to_json_dict().items()
             if value  # nothing chosen: nothing written
         }
+        if plan.not_on:
+            spec["affinity"] = _not_on(plan.not_on)
     return spec
+
+
+def _not_on(nodes: tuple[str, ...]) -> Manifest:
+    """By the nodes' own names: the label kubernetes.io/hostname is another name in some clouds.
+    A field takes one value; the requirements of a term must all hold."""
+    fields = [{"key": "metadata.name", "operator": "NotIn", "values": [node]} for node in nodes]
+    terms = {"nodeSelectorTerms": [{"matchFields": fields}]}
+    return {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": terms}}
 
 
 def _container(plan: Plan, stage: Stage, attempt: int, settings: Settings) -> Manifest:
@@ -123,6 +133,7 @@ def _env(plan: Plan, stage: Stage, attempt: int, settings: Settings) -> list[Man
             {"name": progress.ENV_URL, "value": url},
             {"name": progress.ENV_CA_CERT, "value": f"{names.TOKEN_DIR}/ca.crt"},
             {"name": progress.ENV_TOKEN, "value": f"{names.TOKEN_DIR}/token"},
+            {"name": ENV_STOP_SECONDS, "value": str(plan.grace_seconds)},
         ]
     return found
 
@@ -193,7 +204,8 @@ def _config_maps(plan: Plan, stage: Stage) -> dict[str, str]:
 def _volumes(plan: Plan, stage: Stage) -> list[Manifest]:
     profile = plan.snapshot.profile
     work = profile.storage.work_claim or names.work_claim(plan.name)
-    run = {"name": names.run_config_map(plan.name)}
+    start = {"name": names.run_config_map(plan.name)}
+    run = {"name": plan.config} if plan.config else start
     found: list[Manifest] = [
         {"name": "run", "configMap": run},
         {"name": "work", "persistentVolumeClaim": {"claimName": work}},
@@ -213,7 +225,7 @@ def _volumes(plan: Plan, stage: Stage) -> list[Manifest]:
             "expirationSeconds": progress.TOKEN_SECONDS,
             "path": "token",
         }
-        ca = run | {"items": [{"key": "ca.crt", "path": "ca.crt"}]}
+        ca = start | {"items": [{"key": "ca.crt", "path": "ca.crt"}]}
         sources = [{"serviceAccountToken": token}, {"configMap": ca}]
         found.append({"name": "progress", "projected": {"sources": sources}})
     return found

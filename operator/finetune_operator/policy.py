@@ -6,16 +6,20 @@ stays done, so children that vanish later are not made again.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from finetune_api.outcome import Outcome
 from finetune_api.status import FineTuneJobStatus, LastFailure, Restarts
 from finetune_operator.conditions import is_done
 from finetune_operator.deadlines import Due, Wishes, failure, job_due, startup_due
 from finetune_operator.decisions import (
+    SUSPENDED,
     Decision,
     Evidence,
     Fail,
     Finished,
     Hold,
+    Renew,
     Restart,
     Resume,
     Start,
@@ -49,7 +53,26 @@ def decide(
     passed = [due for due in deadlines(old, decision, wishes) if due.at <= seconds(now)]
     if passed:
         return Fail(failure=failure(passed[0], active, now), stop=active), found
+    if isinstance(decision, Watch) and waits_for_nodes(decision):
+        return _without_nodes(decision, old, now), found
     return decision, found
+
+
+def waits_for_nodes(watch: Watch) -> bool:
+    """Whether workers have no node yet."""
+    return watch.facts.stage == "train" and any(pod.node is None for pod in watch.facts.pods)
+
+
+def _without_nodes(watch: Watch, old: FineTuneJobStatus, now: str) -> Watch | Renew:
+    """What keeps off a node is fixed in the pods: when that ends, others have to be made."""
+    if not old.excluded_nodes or watch.facts.suspended:
+        return watch
+    over = [found.node for found in old.excluded_nodes if seconds(found.until) <= seconds(now)]
+    if over:
+        why = f"started anew: {', '.join(over)} may be used again, and workers had no node"
+        return Renew(stop=watch.facts, why=why)
+    kept_off = ", ".join(f"{found.node} until {found.until}" for found in old.excluded_nodes)
+    return replace(watch, why=f"{watch.why}; this job keeps off {kept_off}")
 
 
 def deadlines(old: FineTuneJobStatus, decision: Decision, wishes: Wishes) -> list[Due]:
@@ -159,7 +182,7 @@ def _hold(old: FineTuneJobStatus, observed: Observed) -> Hold:
         return Hold(stop=active[0], why=words)
     if any(s.alive for s in observed.stages):
         return Hold(stop=None, why=old.message or "stopping")
-    return Hold(stop=None, why="suspended; set spec.suspend to false to go on")
+    return Hold(stop=None, why=SUSPENDED)
 
 
 def _watch(facts: StageFacts) -> Watch | Resume:

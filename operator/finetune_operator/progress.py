@@ -63,6 +63,7 @@ def _progress(
         learning_rate=number(wire.LEARNING_RATE, before.learning_rate),
         grad_norm=number(wire.GRAD_NORM, before.grad_norm),
         tokens_per_second=number(wire.TOKENS_PER_SECOND, before.tokens_per_second),
+        save_seconds=_seconds(number(wire.SAVE_SECONDS, before.save_seconds)),
         activity=_activity(activity) or before.activity,
         stalled_seconds=stalled,  # not from before: who gets on again does not name it
         last_update_time=now,
@@ -83,6 +84,11 @@ def _worth_writing(old: Progress | None, new: Progress) -> bool:
 
 def _whole(value: float | None) -> int | None:
     return None if value is None or not 0 <= value < 2**53 else int(value)
+
+
+def _seconds(value: float | None) -> float | None:
+    """What the status takes; a number out of bounds is none of ours."""
+    return value if value is not None and 0 <= value <= 1e6 else None
 
 
 def _short(value: float) -> float:

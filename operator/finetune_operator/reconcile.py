@@ -8,30 +8,34 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from finetune_api.lifecycle import RestartPolicy
 from finetune_api.profile import FineTuneProfileSpec
-from finetune_api.status import FineTuneJobStatus, Progress
+from finetune_api.status import TERMINAL_PHASES, FineTuneJobStatus, Progress
 from finetune_api.v1alpha1 import FineTuneJobSpec
 from finetune_operator import names, objects
-from finetune_operator.conditions import condition
-from finetune_operator.deadlines import Wishes
+from finetune_operator.deadlines import Wishes, ttl_due
 from finetune_operator.decisions import (
     Decision,
     Evidence,
     Fail,
     Hold,
+    Renew,
     Restart,
     Resume,
     Start,
     Wait,
     Watch,
 )
-from finetune_operator.observe import Observed, seconds
+from finetune_operator.events import Event, events, lost_pod
+from finetune_operator.nodes import given_up, next_late, removable
+from finetune_operator.observe import Observed, PodFacts, seconds
 from finetune_operator.plan import Plan, Refused, make_plan, make_snapshot
-from finetune_operator.policy import deadlines, decide
-from finetune_operator.reports import CONDITION, reports
+from finetune_operator.policy import deadlines, decide, waits_for_nodes
+from finetune_operator.reports import reports
 from finetune_operator.settings import Settings
-from finetune_operator.status import STALLED, reduce
-from finetune_operator.waiting import HARMLESS, look_again
+from finetune_operator.sizing import settle_size
+from finetune_operator.status import reduce
+from finetune_operator.waiting import look_again
 
 RETRY_SECONDS = 30.0
 """How often a job that cannot start is looked at, beside the events."""
@@ -66,15 +70,6 @@ class World:
     """When this operator began to take progress reports."""
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
-    """A Kubernetes Event about the job."""
-
-    type: str
-    reason: str
-    message: str
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
     """Everything that one pass does."""
@@ -82,12 +77,18 @@ class Step:
     apply: tuple[objects.Manifest, ...] = ()
     suspend: Mapping[str, bool] = field(default_factory=dict)
     """Kubernetes Jobs to stop (True) or let go on (False), by name."""
+    give_up: tuple[PodFacts, ...] = ()
+    """Pods that a dead node does not let go: to be called failed."""
+    force_delete: tuple[PodFacts, ...] = ()
+    """Pods to remove when the status is written: why an attempt ended is seen in its pods."""
+    delete: bool = False
+    """The FineTuneJob itself: its time is over."""
     status: FineTuneJobStatus | None = None
     """To write; None: nothing changed."""
     progress: Progress | None = None
     """To write under the progress field owner: the last word on a training that has ended."""
     events: tuple[Event, ...] = field(default=())
-    """To send after the status is written."""
+    """To send after the status is written, and before the job is deleted."""
     requeue_after: float | None = None
     """Seconds."""
 
@@ -122,25 +123,50 @@ def problems(error: ValidationError) -> str:
 
 def step(job: Job, observed: Observed, world: World, now: str) -> Step:
     """One pass: decide, and say what follows."""
+    if job.status.phase in TERMINAL_PHASES:
+        return finished_step(job, now)
     plan = _plan(job, observed, world)
     wishes = Wishes.of(job.spec)
     decision, evidence = decide(plan, job.status, observed, now, wishes)
+    plan, decision = settle_size(plan, job.status, observed, decision, evidence, wishes, now)
     since = world.listening_since
     new = reduce(job.status, job.generation, plan, observed, decision, evidence, now, since)
     old = job.status.model_copy(update={"progress": None})
     changed = new != old
+    patience = _patience(plan)
+    lost = given_up(observed, patience, now)
+    told = events(job.status, new, decision) if changed else ()
     return Step(
         apply=_objects(plan, decision, observed, world),
         suspend=_suspend(job.name, decision),
+        give_up=lost,
+        force_delete=removable(observed, patience, now),
         status=new if changed else None,
         progress=_last_progress(job.status, evidence, now),
-        events=_events(old, new, decision) if changed else (),
-        requeue_after=_look_again(job.status, decision, wishes, since, now),
+        events=(*told, *(lost_pod(pod, patience, now) for pod in lost)),
+        requeue_after=_look_again(
+            job.status, decision, wishes, since, next_late(observed, patience, now), now
+        ),
     )
 
 
+def finished_step(job: Job, now: str) -> Step:
+    """A finished job is final, whatever became of the children: only its TTL is left."""
+    due = ttl_due(job.status, Wishes.of(job.spec))
+    if due is None:
+        return Step()
+    if due.at > seconds(now):
+        return Step(requeue_after=due.at - seconds(now))
+    return Step(delete=True, events=(Event("Normal", "TTLExpired", f"deleted: {due.message}"),))
+
+
+def _patience(plan: Plan | Refused) -> int:
+    policy = RestartPolicy() if isinstance(plan, Refused) else plan.snapshot.spec.restart_policy
+    return policy.force_delete_seconds
+
+
 def _suspend(name: str, decision: Decision) -> dict[str, bool]:
-    if isinstance(decision, Hold | Fail) and decision.stop is not None:
+    if isinstance(decision, Hold | Fail | Renew) and decision.stop is not None:
         return {names.stage_job(name, decision.stop.stage, decision.stop.attempt): True}
     if isinstance(decision, Resume):
         return {names.stage_job(name, decision.stage.stage, decision.stage.attempt): False}
@@ -152,19 +178,22 @@ def _look_again(
     decision: Decision,
     wishes: Wishes,
     listening_since: str | None,
+    late_at: float | None,
     now: str,
 ) -> float | None:
     """When time alone will change the decision."""
     if isinstance(decision, Wait):
         return RETRY_SECONDS
-    if not isinstance(decision, Start | Watch | Resume | Restart):
-        return None
-    moments = [due.at for due in deadlines(old, decision, wishes)]
+    moments = [] if late_at is None else [late_at]
+    if isinstance(decision, Start | Watch | Resume | Restart):
+        moments += [due.at for due in deadlines(old, decision, wishes)]
     if isinstance(decision, Restart):
         moments.append(decision.at)
     if isinstance(decision, Watch) and not decision.running:
         told = look_again(decision.facts, now)
         moments += [told] if told is not None else []
+    if isinstance(decision, Watch) and waits_for_nodes(decision):
+        moments += [seconds(found.until) for found in old.excluded_nodes]
     heard = reports(old, decision, listening_since, now)
     if heard is not None and heard.due > seconds(now):
         moments.append(heard.due)
@@ -216,50 +245,3 @@ def _last_progress(old: FineTuneJobStatus, evidence: Evidence, now: str) -> Prog
     if facts.eval_loss_after is not None:
         known["eval_loss"] = facts.eval_loss_after
     return Progress(**known)
-
-
-def _events(
-    old: FineTuneJobStatus, new: FineTuneJobStatus, decision: Decision
-) -> tuple[Event, ...]:
-    """One for every change of phase, for every new reason to wait, and when reports stop, come
-    again, or tell of a hang."""
-    return (*_phase_events(old, new, decision), *_side_events(old, new, decision))
-
-
-def _phase_events(
-    old: FineTuneJobStatus, new: FineTuneJobStatus, decision: Decision
-) -> tuple[Event, ...]:
-    message = new.message or ""
-    if isinstance(decision, Wait):
-        if message == old.message:
-            return ()
-        return (Event("Warning", decision.refused.reason, message),)
-    if new.phase == old.phase or new.phase is None:
-        return ()
-    if isinstance(decision, Restart):
-        return (Event("Warning", "Restarting", message),)
-    if isinstance(decision, Fail):
-        where = f" (pod {decision.failure.pod})" if decision.failure.pod else ""
-        return (Event("Warning", "Failed", f"{decision.failure.failure_class}: {message}{where}"),)
-    return (Event("Normal", new.phase, message),)
-
-
-def _side_events(
-    old: FineTuneJobStatus, new: FineTuneJobStatus, decision: Decision
-) -> tuple[Event, ...]:
-    found = []
-    waits = condition(new, "Waiting")
-    if isinstance(decision, Watch) and waits is not None and waits.status == "True":
-        before = condition(old, "Waiting")
-        same = before is not None and before.reason == waits.reason
-        if waits.reason not in HARMLESS and not same:
-            found.append(Event("Warning", waits.reason, waits.message))
-    if new.message == STALLED and old.message != STALLED:
-        found.append(Event("Warning", "Stalled", STALLED))
-    before, heard = condition(old, CONDITION), condition(new, CONDITION)
-    silent = before is not None and before.status == "False"
-    if heard is not None and heard.status == "False" and not silent:
-        found.append(Event("Warning", heard.reason, heard.message))
-    if heard is not None and heard.status == "True" and silent:
-        found.append(Event("Normal", heard.reason, heard.message))
-    return tuple(found)

@@ -63,6 +63,7 @@ def entry(
         attempt=stage.attempt,
         cause=cause_of(stage, failure),
         failure_class=failure.failure_class,
+        node=failure.node,
         step=progress.step if progress is not None and mine else None,
         time=now,
     )

@@ -9,6 +9,7 @@ from finetune_api.run_config import RunConfig
 from finetune_api.status import (
     MAX_MESSAGE,
     DatasetFacts,
+    ExcludedNode,
     FineTuneJobStatus,
     OutputStatus,
     Phase,
@@ -23,6 +24,7 @@ from finetune_operator.decisions import (
     Fail,
     Finished,
     Hold,
+    Renew,
     Restart,
     Resume,
     Start,
@@ -31,6 +33,7 @@ from finetune_operator.decisions import (
     Watch,
 )
 from finetune_operator.names import Stage
+from finetune_operator.nodes import excluded
 from finetune_operator.observe import Observed, seconds
 from finetune_operator.plan import Plan, Refused
 from finetune_operator.reports import reports, stalled
@@ -86,6 +89,7 @@ def reduce(
         suspend_time=_suspend_time(old, phase, started, now),
         suspended_seconds=_suspended_seconds(old, phase, now),
         attempt=_attempt(old, decision, observed),
+        excluded_nodes=_excluded(old, plan, decision, now),
         stages=_stage_times(old, observed),
         resolved=_resolved(old, plan, evidence.prepare),
         dataset=_dataset(evidence.prepare) or old.dataset,
@@ -122,6 +126,8 @@ def _phase(old: FineTuneJobStatus, decision: Decision) -> tuple[Phase, str]:
             return PHASE_OF_STAGE[facts.stage], why or STARTED[facts.stage]
         case Hold(why=why):
             return "Suspended", why
+        case Renew(why=why):
+            return "Starting", why
         case Resume(stage=facts):
             return PHASE_OF_STAGE[facts.stage], STARTED[facts.stage]
         case Restart():
@@ -155,6 +161,16 @@ def _restarts(old: FineTuneJobStatus, decision: Decision) -> Restarts | None:
     return found or old.restarts
 
 
+def _excluded(
+    old: FineTuneJobStatus, plan: Plan | Refused, decision: Decision, now: str
+) -> list[ExcludedNode]:
+    """Of the attempt under way; between two attempts, of the one to come."""
+    starts = isinstance(plan, Plan) and plan.attempt is not None
+    if starts or isinstance(decision, Restart):
+        return excluded(_restarts(old, decision), now)
+    return old.excluded_nodes
+
+
 def _attempt(old: FineTuneJobStatus, decision: Decision, observed: Observed) -> int | None:
     if isinstance(decision, Start) and decision.stage == "train":
         return decision.attempt
@@ -179,19 +195,26 @@ def _resolved(
     if isinstance(plan, Refused):
         return old.resolved
     before = old.resolved or Resolved()
-    run = plan.run
-    decided = facts.resolved if facts and facts.resolved else _known(run, before)
-    estimate = facts.estimate if facts else None
+    run, starts = plan.run, plan.attempt is not None
+    num_nodes = run.num_nodes if starts else before.num_nodes or run.num_nodes
+    of_prepare = facts if num_nodes == run.num_nodes and not run.resolved else None
+    estimate = of_prepare.estimate if of_prepare else plan.estimate
+    decided = _settled(run) if run.resolved else _known(run, before)
+    if of_prepare and of_prepare.resolved:
+        decided = of_prepare.resolved
     return Resolved(
         profile=plan.snapshot.profile_name,
         image=plan.snapshot.image,
-        num_nodes=run.num_nodes,
+        num_nodes=num_nodes,
         num_proc_per_node=run.num_proc_per_node,
         **decided.model_dump(),
         memory_gib=round(estimate.total / 2**30, 2) if estimate else before.memory_gib,
+        grace_period_seconds=plan.grace_seconds if starts else before.grace_period_seconds,
         total_steps=facts.total_steps if facts else before.total_steps,
         model_revision=facts.model_revision if facts else before.model_revision,
         parameters=facts.parameters if facts else before.parameters,
+        shape=facts.shape if facts else before.shape,
+        attention=facts.attention if facts else before.attention,
     )
 
 
@@ -201,6 +224,10 @@ def _known(run: RunConfig, before: Resolved) -> ResolvedTraining:
         return ResolvedTraining.model_validate(
             {name: getattr(before, name) for name in ResolvedTraining.model_fields}
         )
+    return _settled(run)
+
+
+def _settled(run: RunConfig) -> ResolvedTraining:
     training = run.training
     return ResolvedTraining(
         zero_stage=run.zero_stage,

@@ -8,12 +8,14 @@ import pytest
 from finetune_api.outcome import (
     EXIT_CODES,
     FAILURE_CLASSES,
+    MAX_LINEARS,
     Estimate,
     LengthBin,
     Outcome,
     PrepareFacts,
     ResolvedTraining,
 )
+from finetune_api.sizes import LinearShape, ModelShape
 
 
 def test_a_success_reads_back() -> None:
@@ -81,6 +83,14 @@ def test_the_largest_plausible_facts_of_prepare_fit() -> None:
             gradient_checkpointing=False,
         ),
         estimate=Estimate.model_validate(dict.fromkeys(Estimate.model_fields, large)),
+        shape=ModelShape(
+            **dict.fromkeys(set(ModelShape.model_fields) - {"linears"}, large),
+            linears=[
+                LinearShape(name="x" * 20, in_features=10**6, out_features=10**6, count=10**4)
+                for _ in range(MAX_LINEARS)
+            ],
+        ),
+        attention="Masked",
         packing_efficiency=0.12345678901234567,
         total_steps=large,
     )

@@ -25,10 +25,11 @@ def names(manifests: list[Manifest], kind: str) -> list[tuple[str | None, str]]:
 
 def test_the_operator_may_do_exactly_this_in_the_namespaces_it_watches() -> None:
     assert only(render(), "ClusterRole", f"{NAME}-jobs")["rules"] == [
-        rule("finetune-operator.io", "finetunejobs", "get", "list", "watch"),
+        rule("finetune-operator.io", "finetunejobs", "get", "list", "watch", "delete"),
         rule("finetune-operator.io", "finetunejobs/status", "patch"),
         rule("batch", "jobs", "get", "list", "watch", "create", "patch"),
-        rule("", "pods", "get", "list", "watch"),
+        rule("", "pods", "get", "list", "watch", "delete"),
+        rule("", "pods/status", "patch"),
         rule("", "configmaps persistentvolumeclaims services", "get", "create", "patch"),
         rule("networking.k8s.io", "networkpolicies", "get", "create", "patch"),
         rule("", "events", "create", "list"),

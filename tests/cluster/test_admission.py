@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -51,6 +52,11 @@ def test_five_lines_are_enough(kube: Kube) -> None:
         {"spec.model": {"uri": "pvc://team-models/llama", "secretRef": {"name": "hf-token"}}},
         {"spec.hangPolicy": {"action": "Report", "trainingSeconds": 300, "loadingSeconds": 900}},
         {"spec.hangPolicy": {"action": "Fail", "trainingSeconds": "Auto"}},
+        {"spec.ttlSecondsAfterFinished": {"failed": 60}},
+        {
+            "spec.ttlSecondsAfterFinished": {"succeeded": 60, "failed": 60},
+            "spec.output": {"uri": "pvc://models/docs"},
+        },
     ],
 )
 def test_what_people_write_is_accepted(kube: Kube, changes: Json) -> None:
@@ -209,6 +215,24 @@ REFUSED: dict[str, tuple[Json, str, str]] = {
         "spec.hangPolicy.loadingSeconds",
         "should be less than or equal to 604800",
     ),
+    "a TTL that deletes the result": (
+        {"spec.ttlSecondsAfterFinished": {"succeeded": 60}},
+        "spec.ttlSecondsAfterFinished.succeeded",
+        "set spec.output.uri to a claim of your own (pvc://claim/path), or remove succeeded",
+    ),
+    "a TTL with the result in the job's own claim": (
+        {
+            "spec.ttlSecondsAfterFinished": {"succeeded": 60},
+            "spec.output": {"uri": "pvc://docs-work/result"},
+        },
+        "spec.ttlSecondsAfterFinished.succeeded",
+        "set spec.output.uri to a claim of your own (pvc://claim/path), or remove succeeded",
+    ),
+    "a TTL below zero": (
+        {"spec.ttlSecondsAfterFinished": {"failed": -1}},
+        "spec.ttlSecondsAfterFinished.failed",
+        "should be greater than or equal to 0",
+    ),
     "no model": ({"spec.model": None}, "spec.model", "Required value"),
     "name too long for a Service": (
         {"metadata.name": "a" * 49},
@@ -255,10 +279,81 @@ def test_a_started_job_cannot_be_changed_and_another_can(kube: Kube) -> None:
     kube.delete(f"{jobs}/docs")
     assert code == 422
     assert (
-        "spec (but for suspend, activeDeadlineSeconds, startupDeadlineSeconds) cannot be changed "
-        "after the job has started; create a new FineTuneJob under another name"
+        "spec (but for suspend, activeDeadlineSeconds, startupDeadlineSeconds, "
+        "ttlSecondsAfterFinished, and workers.numNodes while the job is Suspended) cannot be "
+        "changed after the job has started; create a new FineTuneJob under another name"
         in answer["message"]
     )
+
+
+Change = Callable[[Json], tuple[int, str]]
+
+
+@pytest.fixture
+def started(kube: Kube) -> Iterator[Change]:
+    """A job that has started, with 2 workers of 8 processes; changes it."""
+    jobs = f"{GROUP}/namespaces/default/finetunejobs"
+    workers = {"numNodes": 2, "numProcPerNode": 8}
+    kube.create(jobs, GOOD | {"spec": GOOD["spec"] | {"workers": workers}})
+    kube.patch(f"{jobs}/docs/status", {"status": {"startTime": "2026-11-22T06:00:00Z"}})
+
+    def change(body: Json) -> tuple[int, str]:
+        path = f"{jobs}/docs/status" if "status" in body else f"{jobs}/docs"
+        code, answer = kube.call("PATCH", path, body, "application/merge-patch+json")
+        return code, answer.get("message", "")
+
+    yield change
+    kube.delete(f"{jobs}/docs")
+
+
+OTHER_SIZE = {"spec": {"workers": {"numNodes": 4}}}
+NOT_SUSPENDED = (
+    "spec.workers.numNodes can be changed only while the job is Suspended, and the rest of "
+    "spec.workers not after it has started; set spec.suspend to true, wait for the phase "
+    "Suspended, change it, and set spec.suspend to false"
+)
+
+
+def test_the_number_of_workers_can_be_changed_while_a_job_is_suspended(started: Change) -> None:
+    for phase, suspend in (("Running", False), ("Running", True), ("Suspended", False)):
+        assert started({"status": {"phase": phase}})[0] == 200
+        assert started({"spec": {"suspend": suspend}})[0] == 200
+        code, message = started(OTHER_SIZE)
+        assert code == 422
+        assert NOT_SUSPENDED in message
+    assert started({"spec": {"suspend": True}})[0] == 200
+    assert started(OTHER_SIZE) == (200, "")
+    assert started({"spec": {"workers": {"numNodes": 1}, "suspend": False}}) == (200, "")
+    assert started({"spec": {"workers": {"numNodes": 2}, "suspend": True}}) == (200, "")
+
+
+def test_a_size_that_the_batch_does_not_allow_is_refused_at_once(started: Change) -> None:
+    started({"status": {"phase": "Suspended"}})
+    started({"spec": {"suspend": True}})
+    code, message = started({"spec": {"workers": {"numNodes": 3}}})
+    assert code == 422
+    assert "must be a multiple of spec.workers.numNodes x spec.workers.numProcPerNode" in message
+
+
+@pytest.mark.parametrize("processes", [4, "Auto"])
+def test_the_processes_of_a_worker_stay_also_while_suspended(
+    started: Change, processes: int | str
+) -> None:
+    started({"status": {"phase": "Suspended"}})
+    started({"spec": {"suspend": True}})
+    code, message = started({"spec": {"workers": {"numProcPerNode": processes}}})
+    assert code == 422
+    assert NOT_SUSPENDED in message
+
+
+@pytest.mark.parametrize("phase", ["Running", "Failed"])
+def test_a_ttl_can_be_given_and_taken_away_at_any_time(started: Change, phase: str) -> None:
+    started({"status": {"phase": phase}})
+    assert started({"spec": {"ttlSecondsAfterFinished": {"failed": 60}}}) == (200, "")
+    assert started({"spec": {"ttlSecondsAfterFinished": None}}) == (200, "")
+    code, message = started({"spec": {"ttlSecondsAfterFinished": {"succeeded": 60}}})
+    assert code == 422
+    assert "spec.ttlSecondsAfterFinished.succeeded would delete the result" in message
 
 
 def test_a_profile_with_cuda_needs_gpus(kube: Kube) -> None:

@@ -4,7 +4,12 @@ no node here): it says which pods run and with what their containers end; `make 
 
 from __future__ import annotations
 
+import asyncio
 import signal
+import time
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import builders
@@ -13,7 +18,10 @@ import requests
 from kube import GROUP, Kube, eventually
 from operator_process import Operator
 
+from finetune_api.outcome import Outcome
 from finetune_api.progress import audience, status_path
+from finetune_api.run_config import RunConfig
+from finetune_operator.cluster import connect
 
 Json = dict[str, Any]
 COUNT = iter(range(1000))
@@ -97,6 +105,8 @@ def test_a_job_goes_from_apply_to_succeeded(kube: Kube, operator: Operator, name
         "totalSteps": 40,
         "modelRevision": "abc123",
         "parameters": 134_515_008,
+        "gracePeriodSeconds": 600,
+        "attention": "Masked",
     }
     kube.run(workers[0])
     assert phase(kube, namespace, "Starting")["status"]["phase"] == "Starting"
@@ -221,6 +231,155 @@ def test_a_job_is_suspended_and_goes_on_as_another_attempt(
     assert (status["attempt"], status.get("restarts")) == (1, None)
 
 
+def test_a_suspended_job_goes_on_at_another_size(
+    kube: Kube, operator: Operator, namespace: str
+) -> None:
+    apply(kube, namespace)
+    (prepare,) = pods(kube, namespace, "docs-prepare")
+    kube.run(prepare)
+    facts = builders.PREPARED.model_copy(update={"shape": builders.SHAPE})
+    kube.end(prepare, 0, Outcome(prepare=facts).to_message())
+    for worker in pods(kube, namespace, "docs-train-0", 2):
+        kube.run(worker)
+    phase(kube, namespace, "Running")
+    path = f"{GROUP}/namespaces/{namespace}/finetunejobs/docs"
+    kube.patch(path, {"spec": {"suspend": True}})
+    phase(kube, namespace, "Suspended")
+    kube.patch(path, {"spec": {"workers": {"numNodes": 3}}})
+
+    def told() -> bool:
+        message: str = kube.job(namespace, "docs")["status"]["message"]
+        return message == (
+            "suspended, and cannot go on: spec.training.globalBatchSize is 32, which 3 x 1 "
+            "processes cannot share evenly; use 30 or 33"
+        )
+
+    eventually("the refusal of 3 workers", told)
+    kube.patch(path, {"spec": {"workers": {"numNodes": 1}, "suspend": False}})
+    (worker,) = pods(kube, namespace, "docs-train-1")
+    volumes = {volume["name"]: volume for volume in worker["spec"]["volumes"]}
+    assert volumes["run"]["configMap"]["name"] == "docs-run-1"
+    found = kube.get(f"/api/v1/namespaces/{namespace}/configmaps/docs-run-1")
+    assert found is not None
+    run = RunConfig.model_validate_json(found["data"]["run.json"])
+    training = run.training
+    assert (run.num_nodes, training.micro_batch_size, training.gradient_accumulation_steps) == (
+        1,
+        8,
+        4,
+    )
+    kube.run(worker)
+    assert phase(kube, namespace, "Running")["status"]["resolved"]["numNodes"] == 1
+
+
+def test_a_finished_job_goes_by_itself_also_after_a_restart_and_leaves_its_result(
+    kube: Kube, operator: Operator, namespace: str
+) -> None:
+    claims = f"/api/v1/namespaces/{namespace}/persistentvolumeclaims"
+    size = {"resources": {"requests": {"storage": "1Gi"}}, "accessModes": ["ReadWriteMany"]}
+    kube.create(claims, {"metadata": {"name": "models"}, "spec": size})
+    output = {"output": {"uri": "pvc://models/docs"}}
+    apply(kube, namespace, ttlSecondsAfterFinished={"succeeded": 6, "failed": 0}, **output)
+    for worker in to_training(kube, namespace):
+        kube.run(worker)
+        kube.end(worker, 0, builders.OUTCOMES["train"].to_message())
+    (export,) = pods(kube, namespace, "docs-export")
+    kube.run(export)
+    kube.end(export, 0, builders.OUTCOMES["export"].to_message())
+    ended = phase(kube, namespace, "Succeeded")["status"]["completionTime"]
+    operator.stop(signal.SIGKILL)
+    operator.start()
+    path = f"{GROUP}/namespaces/{namespace}/finetunejobs/docs"
+    eventually("the job to go", lambda: kube.get(path) is None)
+    after = time.time() - datetime.fromisoformat(ended).timestamp()
+    assert 6 <= after < 8.5, "it went too early or too late"
+    assert "TTLExpired" in event_reasons(kube, namespace)
+    selector = "?labelSelector=finetune-operator.io/job=docs"
+
+    def left() -> list[str]:
+        found = kube.items(f"/apis/batch/v1/namespaces/{namespace}/jobs{selector}")
+        return [item["metadata"]["name"] for item in (*found, *kube.items(claims))]
+
+    eventually("all but the result's claim to go", lambda: left() == ["models"], 60)
+
+
+@pytest.fixture
+def node(kube: Kube, namespace: str) -> Iterator[str]:
+    """A node without a kubelet."""
+    name = f"node-of-{namespace}"
+    kube.create("/api/v1/nodes", {"metadata": {"name": name}})
+    yield name
+    kube.delete(f"/api/v1/nodes/{name}")
+
+
+def run_on(kube: Kube, node: str, workers: list[Json]) -> None:
+    """Play scheduler and kubelet."""
+    for worker in workers:
+        namespace, name = (worker["metadata"][key] for key in ("namespace", "name"))
+        target = {"target": {"kind": "Node", "name": node}, "metadata": {"name": name}}
+        kube.create(f"/api/v1/namespaces/{namespace}/pods/{name}/binding", target)
+        kube.run(worker)
+
+
+PEER_LOST = builders.failure("PeerLost", "a peer is gone", 9e9).to_message()
+
+
+def test_a_node_that_kills_two_attempts_is_kept_off_by_the_third(
+    kube: Kube, operator: Operator, namespace: str, node: str
+) -> None:
+    apply(kube, namespace)
+    to_training(kube, namespace)
+    for attempt in range(2):
+        workers = pods(kube, namespace, f"docs-train-{attempt}", 2)
+        run_on(kube, node, workers)
+        phase(kube, namespace, "Running")
+        kube.end(workers[1], 137)
+        kube.end(workers[0], 205, PEER_LOST)
+        phase(kube, namespace, "Restarting")
+    (first, _) = pods(kube, namespace, "docs-train-2", 2)
+    assert first["spec"]["affinity"] == {
+        "nodeAffinity": {
+            "requiredDuringSchedulingIgnoredDuringExecution": {
+                "nodeSelectorTerms": [
+                    {
+                        "matchFields": [
+                            {"key": "metadata.name", "operator": "NotIn", "values": [node]}
+                        ]
+                    }
+                ]
+            }
+        }
+    }
+    (excluded,) = kube.job(namespace, "docs")["status"]["excludedNodes"]
+    assert (excluded["node"], excluded["reason"]) == (
+        node,
+        "2 attempts failed on it: 0 (Killed), 1 (Killed); excluded for 1 h",
+    )
+    eventually("the Event", lambda: "NodeExcluded" in event_reasons(kube, namespace))
+
+
+def test_a_pod_on_a_dead_node_is_removed_by_force_and_the_next_attempt_starts(
+    kube: Kube, operator: Operator, namespace: str, node: str
+) -> None:
+    apply(kube, namespace, restartPolicy={"forceDeleteSeconds": 2})
+    workers = to_training(kube, namespace)
+    run_on(kube, node, workers)
+    phase(kube, namespace, "Running")
+    # No kubelet removes it: as on a node without power.
+    dead = f"/api/v1/namespaces/{namespace}/pods/{workers[1]['metadata']['name']}"
+    kube.call("DELETE", dead, {"gracePeriodSeconds": 1})
+    eventually(
+        "the pod to be given up",
+        lambda: (kube.get(dead) or {}).get("status", {}).get("reason") == "NodeLost",
+    )
+    kube.end(workers[0], 205, PEER_LOST)
+    assert len(pods(kube, namespace, "docs-train-1", 2)) == 2
+    eventually("the pod to be gone", lambda: kube.get(dead) is None)
+    assert "PodForceDeleted" in event_reasons(kube, namespace)
+    status = kube.job(namespace, "docs")["status"]
+    assert (status["restarts"]["disruptions"], status["restarts"]["counted"]) == (1, 0)
+
+
 def test_a_data_error_fails_the_job_at_once_with_the_line(
     kube: Kube, operator: Operator, namespace: str
 ) -> None:
@@ -288,6 +447,34 @@ def test_an_object_that_is_not_ours_is_never_touched(
     found = kube.get(f"{path}/docs-run")
     assert found is not None
     assert found["data"] == {"mine": "yes"}
+
+
+def test_an_immutable_object_stays_as_it_was_made(
+    kube: Kube, kubeconfig: Path, namespace: str
+) -> None:
+    """A newer operator may write it otherwise, and would be refused for ever."""
+    owner = {"apiVersion": "v1", "kind": "ConfigMap", "name": "owner", "uid": "u-1"}
+    metadata = {"name": "docs-run-1", "namespace": namespace, "ownerReferences": [owner]}
+    first = {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": metadata,
+        "immutable": True,
+        "data": {"run.json": "1"},
+    }
+
+    async def twice() -> None:
+        cluster = await connect(str(kubeconfig))
+        try:
+            await cluster.apply(first)
+            await cluster.apply(first | {"data": {"run.json": "2"}})
+        finally:
+            await cluster.close()
+
+    asyncio.run(twice())
+    found = kube.get(f"/api/v1/namespaces/{namespace}/configmaps/docs-run-1")
+    assert found is not None
+    assert found["data"] == {"run.json": "1"}
 
 
 class Reporter:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import builders
 import pytest
 
+from finetune_api.status import Resolved
 from finetune_api.v1alpha1 import FineTuneJobSpec
 from finetune_operator import objects
 from finetune_operator.plan import Plan, Snapshot, make_plan, make_snapshot
+from finetune_operator.sizing import resize
 
 Golden = Callable[[str, Any], None]
 
@@ -75,6 +78,21 @@ def test_the_manifests_of_a_job_are_as_written(name: str, golden: Golden) -> Non
         objects.stage_job(plan, "export", 0, builders.SETTINGS),
     ]
     golden(name, manifests)
+
+
+def test_the_manifests_of_an_attempt_at_another_size_that_keeps_off_nodes(golden: Golden) -> None:
+    plan = plan_of("shared-claim-on-cpu")
+    resized = resize(plan, 1, 2, Resolved(shape=builders.SHAPE))
+    assert isinstance(resized, Plan)
+    attempt = replace(
+        resized, attempt=3, config="docs-run-3", grace_seconds=90, not_on=("node-a", "node-b")
+    )
+    export = replace(plan, config="docs-run-3")
+    manifests = [
+        *objects.training_objects(attempt, 3, builders.SETTINGS),
+        objects.stage_job(export, "export", 0, builders.SETTINGS),
+    ]
+    golden("another-attempt", manifests)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -73,6 +73,7 @@ def test_a_five_line_job_is_resolved_completely() -> None:
         "zeroStage": 1,
         "offload": "None",
         "auto": ["microBatchSize", "gradientCheckpointing", "zeroStage", "offload"],
+        "resolved": False,
         "memory": {"hostBytes": 8 * 2**30},
         "evaluation": {"retentionMaxExamples": 500},
         "checkpoints": {"everyMinutes": 15, "keep": 2, "resume": True},

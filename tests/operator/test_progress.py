@@ -91,6 +91,15 @@ def test_what_is_no_finite_number_is_left_out(value: str) -> None:
     assert found.loss == 2.5
 
 
+@pytest.mark.parametrize(("said", "taken"), [(12.5, 12.5), (-1.0, None), (1e9, None)])
+def test_how_long_saving_takes_is_taken_where_it_can_be_true(
+    said: float, taken: float | None
+) -> None:
+    found = merge(None, report(12, save_seconds=said), 0, T40)
+    assert isinstance(found, Progress)
+    assert found.save_seconds == taken
+
+
 def test_an_unknown_activity_is_left_out() -> None:
     found = merge(FIRST, report(12, activity="<script>"), 0, T40)
     assert isinstance(found, Progress)

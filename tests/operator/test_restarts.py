@@ -239,6 +239,7 @@ def test_a_killed_rank_costs_an_attempt_and_not_the_job() -> None:
                     "attempt": 0,
                     "cause": "Platform",
                     "class": "Killed",
+                    "node": "node-1",
                     "time": "2026-11-22T06:00:09Z",
                 }
             ],

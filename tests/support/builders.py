@@ -6,6 +6,7 @@ from typing import Any
 
 from finetune_api.outcome import ExportFacts, Failure, Outcome, PrepareFacts, TrainFacts
 from finetune_api.profile import FineTuneProfileSpec
+from finetune_api.sizes import LinearShape, ModelShape
 from finetune_operator.reconcile import World
 from finetune_operator.settings import Settings
 
@@ -57,6 +58,20 @@ def world(**profiles: dict[str, Any]) -> World:
     )
 
 
+SHAPE = ModelShape(
+    parameters=134_515_008,
+    largest_module=28_311_552,
+    small_parameters=35_136,
+    hidden_size=576,
+    intermediate_size=1536,
+    layers=30,
+    heads=9,
+    kv_heads=3,
+    head_size=64,
+    vocabulary_size=49_152,
+    linears=[LinearShape(name="q_proj", in_features=576, out_features=576, count=30)],
+)
+"""Of SmolLM2-135M, with one of its linear layers."""
 PREPARED = PrepareFacts(
     parameters=134_515_008,
     architecture="LlamaForCausalLM",
@@ -158,7 +173,8 @@ def pod(
         "ownerReferences": [{"uid": f"uid-{job}", "kind": "Job", "name": job}],
     }
     if more.get("deleted"):
-        metadata["deletionTimestamp"] = LATER
+        metadata["deletionTimestamp"] = more.get("gone_by", LATER)
+        metadata["deletionGracePeriodSeconds"] = 600
     return {
         "metadata": metadata,
         "spec": {"nodeName": more.get("node", f"node-{index}")},

@@ -29,6 +29,7 @@ class SimulatedCluster:
         self.kube_events: list[Json] = []
         """What others say about the children."""
         self.clock = 0
+        self.deleted = False
 
     def now(self) -> str:
         self.clock += 1
@@ -51,11 +52,14 @@ class SimulatedCluster:
         """The writes of a pass, in order."""
         found: list[tuple[str, Any]] = [("apply", manifest) for manifest in done.apply]
         found += [("suspend", change) for change in done.suspend.items()]
+        found += [("give up", pod) for pod in done.give_up]
         if done.progress is not None:
             found.append(("progress", done.progress))
         if done.status is not None:
             found.append(("status", done.status))
-        return found + [("event", event) for event in done.events]
+        found += [("event", event) for event in done.events]
+        found += [("force delete", pod) for pod in done.force_delete]
+        return found + ([("delete", None)] if done.delete else [])
 
     def write(self, kind: str, what: Any) -> None:
         """Perform one write."""
@@ -65,6 +69,16 @@ class SimulatedCluster:
             name, stop = what
             self.objects[("Job", name)]["spec"]["suspend"] = stop
             self.writes.append(f"{'suspend' if stop else 'resume'} Job {name}")
+        elif kind == "give up":
+            lost = next(p for p in self.pods if p["metadata"]["uid"] == what.uid)
+            lost["status"] |= {"phase": "Failed", "reason": "NodeLost", "containerStatuses": []}
+            self.writes.append(f"give up Pod {what.name}")
+        elif kind == "force delete":
+            self.pods = [p for p in self.pods if p["metadata"]["uid"] != what.uid]
+            self.writes.append(f"force delete Pod {what.name}")
+        elif kind == "delete":
+            self.deleted = True
+            self.writes.append("delete FineTuneJob")
         elif kind == "progress":
             self.body.setdefault("status", {})["progress"] = what.to_json_dict()
             self.writes.append("progress")
@@ -77,6 +91,8 @@ class SimulatedCluster:
 
     def operator_pass(self, crash_after: int | None = None) -> bool:
         """One pass, cut off after so many writes; says whether anything was written."""
+        if self.deleted:
+            return False
         todo = self.writes_of(self.look())
         for kind, what in todo[:crash_after]:
             self.write(kind, what)
@@ -124,6 +140,10 @@ class SimulatedCluster:
     def suspend(self, value: bool) -> None:
         """A person changes `spec.suspend`."""
         self.body["spec"] = self.body["spec"] | {"suspend": value}
+
+    def edit(self, **spec: Any) -> None:
+        """A person changes fields of the spec."""
+        self.body["spec"] = self.body["spec"] | spec
 
     def fail(self, job: str, outcomes: dict[int, Any], **more: Any) -> None:
         """The Job of a gang fails: these pods ended by themselves, the others were stopped."""

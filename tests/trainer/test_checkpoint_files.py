@@ -264,12 +264,12 @@ class Vectors:
         return [self.flat]
 
 
-def checkpoints(tmp_path: Path, **changes: Any) -> Any:
+def checkpoints(tmp_path: Path, attempt: str = "attempt", **changes: Any) -> Any:
     from finetune_trainer.checkpoint.saving import Checkpoints
 
     owned: Any = Vectors()
     gang: Any = Alone()
-    return Checkpoints(owned, run_config(tmp_path, **changes), gang, {"model": "x"}, "attempt")
+    return Checkpoints(owned, run_config(tmp_path, **changes), gang, {"model": "x"}, attempt)
 
 
 def saved(tmp_path: Path) -> Any:
@@ -367,6 +367,7 @@ class Asked:
 
     notes: list[str]
     saved: int | None = None
+    longest: float | None = None
 
     def save(self, step: int, state: Any) -> None:
         self.saved = step
@@ -383,6 +384,9 @@ class Asked:
 
     def after_step(self, step: Any) -> None:
         pass
+
+    def has_saved(self, seconds: float) -> None:
+        self.notes.append(f"saved in {seconds:g} s")
 
 
 def course(clock: list[float], losses: list[float], **changes: Any) -> tuple[Any, list[str]]:
@@ -437,6 +441,48 @@ def test_who_is_asked_to_stop_tells_the_others_and_all_save_before_they_end() ->
     with pytest.raises(StoppedError, match="checkpoint of step 1 is saved"):
         found.pause(1)
     assert notes == ["Checkpointing", "save 1", "settle"]
+
+
+def test_a_worker_that_was_given_up_completes_no_checkpoint_after_another_attempt_started(
+    tmp_path: Path,
+) -> None:
+    from finetune_trainer.checkpoint.manifest import RunState
+
+    cut_off = checkpoints(tmp_path, "the first")
+    cut_off.take_over()
+    cut_off.save(1, RunState(), wait=True)
+    checkpoints(tmp_path, "the second").take_over()
+    with pytest.raises(StoppedError, match="another attempt of this run has taken over"):
+        cut_off.save(2, RunState(), wait=True)
+    assert [p.name for p in sorted((tmp_path / "checkpoints").rglob("*")) if p.is_file()] == [
+        "COMMITTED",
+        "manifest.json",
+        "rank-00000.json",
+        "rank-00000.safetensors",
+    ]
+
+
+def test_who_watches_is_told_how_long_the_longest_checkpoint_took() -> None:
+    found, notes = course([0.0], [])
+    found.after_step(step(1), stop=False, save=False)
+    found._checkpoints.longest = 2.5
+    found.after_step(step(2), stop=False, save=False)
+    assert notes == ["saved in 2.5 s"]
+
+
+def test_the_longest_checkpoint_is_measured_with_the_time_that_training_stood_still(
+    tmp_path: Path,
+) -> None:
+    from finetune_trainer.checkpoint.manifest import RunState
+
+    found = checkpoints(tmp_path)
+    assert found.longest is None
+    found.save(1, RunState(), wait=True)
+    first = found.longest
+    assert first is not None
+    assert first > found.stalled[0]
+    found.save(2, RunState(), wait=True)
+    assert found.longest >= first
 
 
 def test_a_new_best_is_saved_and_patience_counts_evaluations_without_one() -> None:

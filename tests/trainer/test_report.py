@@ -172,6 +172,14 @@ def test_the_estimate_takes_the_median_step_and_what_comes_after_the_last() -> N
     assert estimate.remaining(10) == pytest.approx(12.0 + 10.0)
 
 
+def test_until_all_know_that_one_is_to_stop_an_evaluation_and_two_steps_may_pass() -> None:
+    estimate = Estimate(evaluation_seconds=7.0, saving_seconds=3.0)
+    assert estimate.before_a_stop() == 7.0
+    for seconds in (9.0, 1.5, 1.5):
+        estimate.add(seconds)
+    assert estimate.before_a_stop() == 10.0
+
+
 def test_the_estimate_follows_when_steps_become_slower() -> None:
     estimate = Estimate()
     for seconds in [1.0] * 500 + [3.0] * 30:

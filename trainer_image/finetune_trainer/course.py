@@ -33,6 +33,9 @@ class Watcher(Protocol):
     def after_step(self, step: Step) -> None:
         """A step was done."""
 
+    def has_saved(self, seconds: float) -> None:
+        """The longest checkpoint so far took so long."""
+
 
 class Course:
     """One run's, on one process."""
@@ -94,6 +97,8 @@ class Course:
         )
         self._watch.after_step(step)
         self._checkpoints.check()
+        if self._checkpoints.longest is not None:
+            self._watch.has_saved(self._checkpoints.longest)
 
     def pauses_at(self, done: int) -> bool:
         """Whether there is something to do after so many steps."""

@@ -45,5 +45,6 @@ def attention(run: RunConfig) -> Attention:
 
 
 def resolved_run(run: RunConfig, facts: PrepareFacts) -> RunConfig:
-    """`run` as prepare has decided it; every process trains with this."""
-    return applied(run, facts.resolved) if facts.resolved else run
+    """`run` as prepare has decided it, or the operator for another number of nodes; every process
+    trains with this."""
+    return applied(run, facts.resolved) if facts.resolved and not run.resolved else run

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from finetune_api.outcome import Outcome, PrepareFacts
+from finetune_api.outcome import MAX_LINEARS, Outcome, PrepareFacts
 from finetune_api.run_config import (
     PREFERENCES,
     WORK_DATA,
@@ -28,7 +28,7 @@ from finetune_trainer.data.build import Built, build, check, efficiency
 from finetune_trainer.data.build_pairs import build_pairs, check_pairs
 from finetune_trainer.data.retention import build_retention
 from finetune_trainer.data.store import META, DataMeta
-from finetune_trainer.fit import fit
+from finetune_trainer.fit import attention, fit
 from finetune_trainer.logs import say, warn
 from finetune_trainer.lora import check_tuning
 from finetune_trainer.model.base import load_tokenizer, prepare_model
@@ -93,6 +93,8 @@ def _fill(run: RunConfig, work: Path) -> PrepareFacts:
         update={
             "resolved": fitted.resolved,
             "estimate": fitted.estimate,
+            "shape": info.shape if len(info.shape.linears) <= MAX_LINEARS else None,
+            "attention": attention(run),
             "retention_examples": kept,
         }
     )

@@ -51,6 +51,7 @@ class State:
     tokens_per_second: float | None = None
     stalled_seconds: float | None = None
     """Without progress, where that is too long by the job's hang policy."""
+    save_seconds: float | None = None
 
     @property
     def percent(self) -> int:
@@ -71,6 +72,7 @@ class State:
             progress.GRAD_NORM: self.grad_norm,
             progress.TOKENS_PER_SECOND: self.tokens_per_second,
             progress.STALLED_SECONDS: self.stalled_seconds,
+            progress.SAVE_SECONDS: self.save_seconds,
         }
         metrics = [Metric(name=k, value=f"{v:.10g}") for k, v in numbers.items() if v is not None]
         metrics.append(Metric(name=progress.ACTIVITY, value=self.activity))
@@ -109,10 +111,16 @@ class Estimate:
         """One more step took so long."""
         self._steps.append(seconds)
 
+    def before_a_stop(self) -> float:
+        """Seconds at the most until all processes know that one was asked to stop."""
+        return 2 * self._step() + self.evaluation_seconds
+
     def remaining(self, steps: int) -> float:
         """Seconds for `steps` more steps, the last evaluation and saving."""
-        step = statistics.median(self._steps) if self._steps else 0.0
-        return steps * step + self.evaluation_seconds + self.saving_seconds
+        return steps * self._step() + self.evaluation_seconds + self.saving_seconds
+
+    def _step(self) -> float:
+        return statistics.median(self._steps) if self._steps else 0.0
 
 
 def duration(seconds: float) -> str:

@@ -56,6 +56,13 @@ ENV_OUTCOME_DIRECTORY = "FINETUNE_OUTCOME_DIRECTORY"
 TRAINED_RUN = "train.run"
 """In the work directory: hash of the `run.json` that `result` and `train.json` belong to."""
 
+_DEALT_OUT: Any = {
+    **dict.fromkeys(("num_nodes", "num_proc_per_node", "zero_stage", "offload"), True),
+    **dict.fromkeys(("auto", "resolved", "memory"), True),
+    "training": {"micro_batch_size", "gradient_accumulation_steps", "gradient_checkpointing"},
+}
+"""How the work is shared: another attempt may do it otherwise, and what is trained is trained."""
+
 
 def _append(path: Path, line: str) -> None:
     with path.open("a", encoding="utf-8") as file:
@@ -203,7 +210,7 @@ def _leave(work: Path, run: RunConfig, facts: TrainFacts) -> None:
 
 
 def _hash(run: RunConfig) -> str:
-    return hashlib.sha256(run.model_dump_json().encode()).hexdigest()
+    return hashlib.sha256(run.model_dump_json(exclude=_DEALT_OUT).encode()).hexdigest()
 
 
 def main(argv: list[str]) -> int:

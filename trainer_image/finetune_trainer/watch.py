@@ -69,6 +69,14 @@ class Watch:
         if self.log:
             self.log.step(step, eta)
 
+    def has_saved(self, seconds: float) -> None:
+        """The longest checkpoint so far took so long: the operator lets workers that it stops save.
+
+        Whoever is asked to stop may just evaluate; then come the step under way, and the next one,
+        with which all are told.
+        """
+        self.reporter.update(save_seconds=self.estimate.before_a_stop() + seconds)
+
     def after_evaluation(
         self, loss: float, seconds: float, metrics: dict[str, float], of_text: bool
     ) -> None:

@@ -35,6 +35,8 @@ class History:
 
         Whatever else lies in the way of those to come is cleared away.
         """
+        if self._gang.is_lead:
+            self.checkpoints.take_over()
         found = None
         if self._run.checkpoints.resume:
             found = newest(self._directory, self._identity, self._gang)

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from pydantic import ValidationError
 
-from finetune_api.run_config import WORK_CHECKPOINTS, RunConfig
+from finetune_api.run_config import WORK_ATTEMPT, WORK_CHECKPOINTS, RunConfig
 from finetune_trainer import logs
 from finetune_trainer.checkpoint.files import sync_directory, write_shard, write_text
 from finetune_trainer.checkpoint.fragments import Owned
@@ -34,7 +34,12 @@ from finetune_trainer.checkpoint.manifest import (
 )
 from finetune_trainer.checkpoint.retention import retain
 from finetune_trainer.checkpoint.snapshot import Snapshot
-from finetune_trainer.errors import ConfigurationError, InternalError, PeerLostError
+from finetune_trainer.errors import (
+    ConfigurationError,
+    InternalError,
+    PeerLostError,
+    StoppedError,
+)
 from finetune_trainer.ranks import Gang
 
 COMMIT_SECONDS = 1800.0
@@ -53,11 +58,18 @@ class Checkpoints:
         """Step of the last snapshot."""
         self.stalled: list[float] = []
         """Seconds that training stood still for each of them."""
+        self.longest: float | None = None
+        """Seconds of the slowest complete one, of all processes; on process 0."""
+        self._claim = Path(run.work_dir) / WORK_ATTEMPT
         self._owned, self._run, self._gang = owned, run, gang
         self._identity, self._attempt = identity, attempt
         self._snapshot: Snapshot | None = None
         self._thread: threading.Thread | None = None
         self._failure: Exception | None = None
+
+    def take_over(self) -> None:
+        """From now on no earlier gang of this run completes a checkpoint; on process 0."""
+        write_text(self._claim, self._attempt)
 
     def prepare(self) -> None:
         """Make the buffers in the background, so that the first snapshot need not."""
@@ -176,6 +188,7 @@ class Checkpoints:
         began = time.perf_counter()
         assert self._snapshot is not None
         self._snapshot.ready()
+        self._check_claim()
         place.mkdir(parents=True, exist_ok=True)
         name = f"rank-{self._gang.rank:05}"
         file = write_shard(place / f"{name}.safetensors", self._snapshot.parts())
@@ -184,16 +197,28 @@ class Checkpoints:
         if not self._gang.is_lead:
             return
         files = self._wait_for_all(place)
+        self._check_claim()
         text = manifest.model_copy(update={"files": files}).model_dump_json(by_alias=True, indent=1)
         write_text(place / MANIFEST, text)
         write_text(place / COMMITTED, hashlib.sha256(text.encode()).hexdigest() + "\n")
         sync_directory(self.directory)
-        size = sum(f.bytes for f in files) / 1e6
+        size, taken = sum(f.bytes for f in files) / 1e6, time.perf_counter() - began
+        self.longest = max(self.longest or 0.0, stalled + taken)
         logs.say(
             f"checkpoint of step {manifest.step}: {size:.0f} MB in "
-            f"{time.perf_counter() - began:.1f} s, training stood still for {stalled:.2f} s"
+            f"{taken:.1f} s, training stood still for {stalled:.2f} s"
         )
         retain(self.directory, self._run.checkpoints.keep, manifest.state.best_step)
+
+    def _check_claim(self) -> None:
+        """A node that was cut off may still run a worker whose pod was given up.
+
+        Raises:
+            StoppedError: another gang has started since.
+        """
+        with contextlib.suppress(FileNotFoundError):  # not started by `History`
+            if self._claim.read_text(encoding="utf-8") != self._attempt:
+                raise StoppedError("another attempt of this run has taken over; this one ends")
 
     def _wait_for_all(self, place: Path) -> list[ShardFile]:
         """What every process has written.
