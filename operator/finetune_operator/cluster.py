@@ -1,30 +1,27 @@
-"""The only module that talks to the API server: plain JSON in and out, its errors turned into ours.
+"""What the operator reads and writes in the API server: plain JSON in and out.
 
-Requests are made by path, not by the client's classes: manifests stay the dictionaries that the
-pure core builds, and the 900 model classes of the client are never loaded into memory.
+Every write asks the fence first, whether this process may write at all: see `lease.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlencode
-
-from kubernetes.aio import client, config
+from urllib.parse import quote
 
 from finetune_api.base import API_VERSION, GROUP, VERSION
 from finetune_operator import names
+from finetune_operator.lease import LONGEST_WRITE, Fence
+from finetune_operator.transport import ApiError as ApiError  # part of this module's interface
+from finetune_operator.transport import Json as Json
+from finetune_operator.transport import Permit, Transport, open_transport
 
-Json = dict[str, Any]
+JSON = "application/json"
 APPLY = "application/apply-patch+yaml"
 MERGE_PATCH = "application/merge-patch+json"
 PAGE = 500
-ATTEMPTS = 5
-RETRIED = (429, 500, 502, 503, 504)
 
 PLURALS = {
     "ConfigMap": "configmaps",
@@ -34,15 +31,8 @@ PLURALS = {
     "Job": "jobs",
     "Pod": "pods",
     "FineTuneJob": "finetunejobs",
+    "Lease": "leases",
 }
-
-
-class ApiError(Exception):
-    """The API server refused; `code` is the HTTP status, the text its message."""
-
-    def __init__(self, code: int, message: str) -> None:
-        super().__init__(f"{code}: {message}")
-        self.code = code
 
 
 class NotOursError(Exception):
@@ -58,40 +48,58 @@ class Caller:
     pod_uid: str | None
 
 
-async def connect(kubeconfig: str | None = None) -> Cluster:
-    """In a pod by its service account, elsewhere by kubeconfig."""
-    configuration = client.Configuration()
-    if kubeconfig is None and Path(config.incluster_config.SERVICE_TOKEN_FILENAME).exists():
-        config.load_incluster_config(  # type: ignore[no-untyped-call]
-            client_configuration=configuration
-        )
-    else:
-        await config.load_kube_config(  # type: ignore[no-untyped-call]
-            kubeconfig, client_configuration=configuration
-        )
-    return Cluster(client.ApiClient(configuration))
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """Objects of one kind at one moment; `version` is the resource version of that moment (of the
+    oldest part, where several namespaces were listed)."""
+
+    items: list[Json]
+    version: int
+
+
+async def connect(
+    kubeconfig: str | None = None, fence: Fence | None = None, identity: str = ""
+) -> Cluster:
+    """In a pod by its service account, elsewhere by kubeconfig. `fence` guards every write; without
+    one, all are allowed. `identity` is what the API server's audit log shows."""
+    agent = f"{names.FIELD_OWNER}/{identity}".rstrip("/")
+    return Cluster(await open_transport(kubeconfig, agent), fence)
+
+
+def unlimited() -> float:
+    """The permit of a request that no lease limits, in seconds."""
+    return LONGEST_WRITE
 
 
 class Cluster:
     """What the operator reads and writes."""
 
-    def __init__(self, api: Any) -> None:
-        self._api = api
+    def __init__(self, transport: Transport, fence: Fence | None = None) -> None:
+        self._transport = transport
+        self._for_the_leader: Permit = fence.for_the_leader if fence else unlimited
+        self._for_anybody: Permit = fence.for_anybody if fence else unlimited
 
     async def close(self) -> None:
         """Give the connections back."""
-        await self._api.close()
+        await self._transport.close()
 
     async def job(self, namespace: str, name: str) -> Json | None:
         """A FineTuneJob."""
         return await self._get(_path(API_VERSION, "FineTuneJob", namespace, name))
 
-    async def all_jobs(self, namespaces: tuple[str, ...]) -> list[Json]:
+    async def all_jobs(self, namespaces: tuple[str, ...]) -> Listing:
         """Every FineTuneJob that is ours to serve."""
-        found: list[Json] = []
-        for namespace in namespaces or (None,):
-            found += await self._list(_path(API_VERSION, "FineTuneJob", namespace))
-        return found
+        return await self._everywhere(API_VERSION, "FineTuneJob", namespaces, {}, _whole)
+
+    async def all_children(
+        self, namespaces: tuple[str, ...], trim: Callable[[Json], Json]
+    ) -> tuple[Listing, Listing]:
+        """Kubernetes Jobs and pods of all FineTuneJobs; `trim` keeps of each what is needed, page
+        by page: thousands of whole pods would be hundreds of megabytes."""
+        selector = {"labelSelector": names.MINE}
+        jobs = await self._everywhere("batch/v1", "Job", namespaces, selector, trim)
+        pods = await self._everywhere("v1", "Pod", namespaces, selector, trim)
+        return jobs, pods
 
     async def profiles(self) -> list[Json]:
         """Every FineTuneProfile."""
@@ -150,19 +158,45 @@ class Cluster:
         await self._request("PATCH", path, {}, {"spec": {"suspend": stop}}, MERGE_PATCH)
 
     async def apply_status(
-        self, namespace: str, name: str, status: Mapping[str, Any], owner: str
+        self,
+        namespace: str,
+        name: str,
+        status: Mapping[str, Any],
+        owner: str,
+        version: int | None = None,
+        permit: Permit | None = None,
     ) -> Json:
         """Server-side apply of (a part of) a FineTuneJob's status; returns the job as it is then.
-        `ApiError` 404: it is gone."""
+        `ApiError` 404: it is gone; 409: it is not at this resource version any more."""
         path = _path(API_VERSION, "FineTuneJob", namespace, name)
+        metadata = {"name": name, "namespace": namespace}
+        if version is not None:
+            metadata["resourceVersion"] = str(version)
         body = {
             "apiVersion": API_VERSION,
             "kind": "FineTuneJob",
-            "metadata": {"name": name, "namespace": namespace},
+            "metadata": metadata,
             "status": status,
         }
         query = {"fieldManager": owner, "force": "true"}
-        return await self._request("PATCH", f"{path}/status", query, body, APPLY)
+        return await self._request("PATCH", f"{path}/status", query, body, APPLY, permit)
+
+    async def report_progress(
+        self, namespace: str, name: str, progress: Mapping[str, Any], version: int
+    ) -> Json:
+        """`apply_status` of a trainer's progress, which a standby may do as well: the version makes
+        sure that it overwrites nothing which it has not seen."""
+        owner, permit = names.PROGRESS_FIELD_OWNER, self._for_anybody
+        status = {"progress": progress}
+        return await self.apply_status(namespace, name, status, owner, version, permit)
+
+    async def lease(
+        self, method: str, namespace: str, name: str | None, body: Json | None, seconds: float
+    ) -> Json:
+        """One attempt, of so many seconds, to read (`GET`), create (`POST`) or replace (`PUT`) a
+        Lease. `ApiError` 404: there is none; 409: it has changed."""
+        path = _path("coordination.k8s.io/v1", "Lease", namespace, name)
+        return await self._transport.request(method, path, {}, body, JSON, lambda: seconds, 1)
 
     async def post_event(self, event: Json) -> None:
         """Create an Event; the same one twice is one."""
@@ -181,7 +215,7 @@ class Cluster:
             "spec": {"token": token, "audiences": [audience]},
         }
         answer = await self._request(
-            "POST", "/apis/authentication.k8s.io/v1/tokenreviews", {}, body
+            "POST", "/apis/authentication.k8s.io/v1/tokenreviews", {}, body, permit=unlimited
         )
         status = answer.get("status") or {}
         if not status.get("authenticated") or audience not in status.get("audiences", []):
@@ -206,15 +240,35 @@ class Cluster:
             raise
 
     async def _list(self, path: str, query: dict[str, str] | None = None) -> list[Json]:
+        return (await self._pages(path, query or {}, _whole)).items
+
+    async def _pages(
+        self, path: str, query: Mapping[str, str], trim: Callable[[Json], Json]
+    ) -> Listing:
         found: list[Json] = []
-        wanted = {**(query or {}), "limit": str(PAGE)}
+        wanted = {**query, "limit": str(PAGE)}
         while True:
             answer = await self._request("GET", path, wanted)
-            found += answer["items"]
+            found += [trim(item) for item in answer["items"]]
             following = answer["metadata"].get("continue")
             if not following:
-                return found
+                return Listing(found, int(answer["metadata"]["resourceVersion"]))
             wanted["continue"] = following
+
+    async def _everywhere(
+        self,
+        api_version: str,
+        kind: str,
+        namespaces: tuple[str, ...],
+        query: Mapping[str, str],
+        trim: Callable[[Json], Json],
+    ) -> Listing:
+        parts = [
+            await self._pages(_path(api_version, kind, namespace), query, trim)
+            for namespace in namespaces or (None,)
+        ]
+        items = [item for part in parts for item in part.items]
+        return Listing(items, min(part.version for part in parts))
 
     async def _request(
         self,
@@ -222,42 +276,20 @@ class Cluster:
         path: str,
         query: Mapping[str, str] | None = None,
         body: Any = None,
-        content_type: str = "application/json",
+        content_type: str = JSON,
+        permit: Permit | None = None,
     ) -> Json:
-        """One request; what may work a moment later is tried again with growing pauses."""
-        for attempt in range(ATTEMPTS):
-            code, text = await self._once(method, path, query or {}, body, content_type)
-            if code < 300:
-                return json.loads(text) if text else {}
-            if code not in RETRIED or attempt == ATTEMPTS - 1:
-                break
-            await asyncio.sleep(0.2 * 2**attempt)
-        raise ApiError(code, _message(text))
+        """Reads are free; a write is the leader's, unless it brings another permit."""
+        if permit is None:
+            permit = unlimited if method == "GET" else self._for_the_leader
+        return await self._transport.request(method, path, query or {}, body, content_type, permit)
 
-    async def _once(
-        self, method: str, path: str, query: Mapping[str, str], body: Any, content_type: str
-    ) -> tuple[int, str]:
-        api = self._api
-        headers = {"Accept": "application/json", "Content-Type": content_type}
-        await api.update_params_for_auth(headers, [], ["BearerToken"], path, method, body)
-        url = api.configuration.host + path + (f"?{urlencode(query)}" if query else "")
-        try:
-            answer = await api.rest_client.request(
-                method, url, headers=headers, body=body, _request_timeout=30
-            )
-        except (TimeoutError, OSError) as error:
-            return 503, f"no answer from the API server: {error}"
-        return answer.status, (await answer.read() or b"").decode()
+
+def _whole(item: Json) -> Json:
+    return item
 
 
 def _path(api_version: str, kind: str, namespace: str | None, name: str | None = None) -> str:
     root = "/api/v1" if api_version == "v1" else f"/apis/{api_version}"
     scope = f"/namespaces/{quote(namespace)}" if namespace else ""
     return f"{root}{scope}/{PLURALS[kind]}" + (f"/{quote(name)}" if name else "")
-
-
-def _message(text: str) -> str:
-    try:
-        return str(json.loads(text).get("message", text))
-    except (ValueError, AttributeError):
-        return text

@@ -17,6 +17,7 @@ import base64
 import json
 import ssl
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,6 +42,8 @@ class Request:
     query: dict[str, str]
     headers: dict[str, str]
     body: bytes
+    time: float
+    """Of the monotonic clock."""
 
     @property
     def is_watch(self) -> bool:
@@ -233,6 +236,7 @@ class FaultProxy:
                 query=dict(request.query),
                 headers=dict(request.headers),
                 body=body,
+                time=time.monotonic(),
             )
             self._requests.append(seen)
         verdict = self.decide(seen)
