@@ -96,6 +96,7 @@ class Replica:
         registry = kopf.OperatorRegistry()
         handlers.register(registry, self.controller, self.rounds, self.watches)
         namespaces = self.settings.watch_namespaces
+        not_of_kopf = asyncio.all_tasks()  # at its end Kopf cancels what it does not know
         tasks = await kopf.spawn_tasks(
             registry=registry,
             standalone=True,
@@ -104,7 +105,7 @@ class Replica:
             ready_flag=self._watching,
         )
         self.take_signals()  # Kopf has just taken them, but passes come to their end before watches
-        await kopf.run_tasks(tasks)
+        await kopf.run_tasks(tasks, ignored=not_of_kopf)
         raise RuntimeError("the watches have ended")  # an error of the whole process
 
     async def retire(self, leading: asyncio.Task[None]) -> None:

@@ -258,7 +258,12 @@ class FaultProxy:
         url = self._server + request.raw_path
         headers = {k: v for k, v in request.headers.items() if k.lower() not in HOP_BY_HOP}
         async with self._session.request(
-            seen.method, url, data=seen.body, headers=headers, allow_redirects=False
+            seen.method,
+            url,
+            data=seen.body or None,
+            headers=headers,
+            allow_redirects=False,
+            skip_auto_headers=("Content-Type", "User-Agent"),
         ) as upstream:
             self._codes[seen.number] = upstream.status
             if seen.is_watch:
