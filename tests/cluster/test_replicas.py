@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
 import threading
 from collections.abc import Iterator
@@ -129,12 +130,12 @@ def test_a_leader_that_was_stopped_beyond_its_lease_writes_nothing_when_it_goes_
     with FaultProxy(server, tmp_path) as proxy:
         first = replicas.start("first", proxy.kubeconfig, LEASE_SECONDS="3")
         second = replicas.start("second", server, LEASE_SECONDS="3")
-        stopped = threading.Event()
+        reads, stopped = itertools.count(1), threading.Event()
 
         def stop_in_mid_pass(request: Request) -> Verdict:
-            """It has read the job and is about to read the pods: its next act would be writes."""
-            is_pods = request.path.endswith("/pods") and not request.is_watch
-            if is_pods and "job=docs" in request.query.get("labelSelector", ""):
+            """The pass reads the ConfigMap for its decision, and again right before it applies it:
+            with the answer to that its very next act would be the first write."""
+            if request.path.endswith("/configmaps/docs-run") and next(reads) == 2:
                 first.send(signal.SIGSTOP)
                 stopped.set()
             return PASS
