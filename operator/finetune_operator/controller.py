@@ -25,9 +25,6 @@ from finetune_operator.settings import Settings
 Key = tuple[str, str]
 """Namespace and name of a FineTuneJob."""
 
-CONFLICT_SECONDS = 0.1
-"""When somebody (the trainer's progress, for one) changed the job while a pass was under way."""
-
 logger = logging.getLogger(__name__)
 
 
@@ -53,8 +50,8 @@ class Controller:
             return None  # this process ends
         except ApiError as error:
             if error.code == 409:
-                logger.info("changed meanwhile, read again", extra={"job": "/".join(key)})
-                return CONFLICT_SECONDS
+                logger.info("changed meanwhile, to be read again", extra={"job": "/".join(key)})
+                raise
             logger.warning(
                 "pass failed, will be tried again: %s", error, extra={"job": "/".join(key)}
             )
