@@ -23,6 +23,13 @@ WORKERS = 4
 CONNECT_SECONDS = 10.0
 REQUEST_SECONDS = 30.0
 
+METADATA = "application/json;as={};g=meta.k8s.io;v=v1"
+ACCEPT = ",".join(
+    [METADATA.format("PartialObjectMetadataList"), METADATA.format("PartialObjectMetadata")]
+    + ["application/json"]
+)
+"""Events are keys to us, so the watches carry metadata alone: a tenth of a pod."""
+
 
 def register(
     registry: kopf.OperatorRegistry, controller: Controller, rounds: Rounds, watches: Watches
@@ -34,6 +41,8 @@ def register(
         settings.scanning.disabled = True
         settings.posting.enabled = False
         settings.watching.chunk_size = 500
+        # A worker that waits keeps the last object: thousands of them, after a list.
+        settings.queueing.idle_timeout = 0.5
         settings.watching.label_selectors["jobs.batch"] = names.MINE
         settings.watching.label_selectors["pods"] = names.MINE
         # A dead connection is found by its silence, and no request waits for minutes over it.
@@ -74,9 +83,11 @@ def register(
 
 def listened_to(found: Any, watches: Watches, user_agent: str) -> kopf.AiohttpSession:
     """A session with these credentials (Kopf's `ConnectionInfo`), made as Kopf itself would."""
+    # Kopf asks little; a connection that it had kept might be dead when it makes a watch anew.
+    connector = aiohttp.TCPConnector(limit=0, force_close=True, ssl=found.as_ssl_context())
     session = watches.session(
-        connector=aiohttp.TCPConnector(limit=0, ssl=found.as_ssl_context()),
-        headers={**found.as_http_headers(), "User-Agent": user_agent},
+        connector=connector,
+        headers={**found.as_http_headers(), "User-Agent": user_agent, "Accept": ACCEPT},
         proxy=found.proxy_url,
         trust_env=found.trust_env,
     )

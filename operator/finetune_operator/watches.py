@@ -8,7 +8,7 @@ lists anew.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 import aiohttp
@@ -59,21 +59,28 @@ class Watches:
             async def start(self, connection: Any) -> aiohttp.ClientResponse:
                 await super().start(connection)
                 path, query = self.url.path, self.url.query
-                if self.status == 200:
+                if self.status == 200 and is_of_a_watch(query):
                     watches.heard(path)
                     if "watch" not in query and "continue" not in query:
                         watches.listed(path)
-                self.content = _Heard(  # type: ignore[assignment]
-                    self.content, lambda: watches.heard(path)
-                )
+                    self.content = _Heard(  # type: ignore[assignment]
+                        self.content, lambda: watches.heard(path)
+                    )
                 return self
 
         async def asked(_: Any, __: Any, request: aiohttp.TraceRequestStartParams) -> None:
-            self.asked(request.url.path)
+            if is_of_a_watch(request.url.query):
+                self.asked(request.url.path)
 
         trace = aiohttp.TraceConfig()
         trace.on_request_start.append(asked)
         return aiohttp.ClientSession(response_class=Response, trace_configs=[trace], **arguments)
+
+
+def is_of_a_watch(query: Mapping[str, str]) -> bool:
+    """Whether a request is a watch or a page of its list, and not one that is made once to find out
+    what the API server knows."""
+    return "watch" in query or "limit" in query
 
 
 class _Heard:

@@ -109,7 +109,7 @@ def test_a_connection_that_went_silent_is_found_and_what_it_hid_is_seen(
     eventually(
         "the second job to be seen", lambda: phase(kube, namespace, "another") == "Preparing", 25
     )
-    assert operator.page("healthz") == (200, "ok")
+    eventually("all to be well", lambda: operator.page("healthz") == (200, "ok"), 5)
 
 
 def test_a_deletion_that_a_watch_missed_is_found_when_it_lists_anew(
@@ -118,7 +118,8 @@ def test_a_deletion_that_a_watch_missed_is_found_when_it_lists_anew(
     operator = start(proxy.kubeconfig, WATCH_SILENCE_SECONDS="3", RESYNC_SECONDS="3600")
     apply(kube, namespace)
     series = f'finetune_jobs{{namespace="{namespace}",phase="Preparing"}}'
-    eventually("the job to be shown", lambda: operator.metrics().get(series) == 1)
+    shown = "the job to be shown, and no other"
+    eventually(shown, lambda: operator.metrics().get(series) == 1)
     hide = {"DELETED", "MODIFIED"}
     proxy.events = lambda _, event: [] if event["type"] in hide else [event]
     kube.delete(f"{GROUP}/namespaces/{namespace}/finetunejobs/docs")
@@ -127,9 +128,10 @@ def test_a_deletion_that_a_watch_missed_is_found_when_it_lists_anew(
         "object": {"kind": "Status", "code": 410, "message": "too old resource version"},
     }
     proxy.events = lambda _, __: [gone]
-    apply(kube, namespace, "another")  # an event, so that every watch hears that it lost its place
-    eventually("the job to be forgotten", lambda: operator.metrics().get(series, 0) == 0, 25)
+    apply(kube, namespace, "another")  # an event, by which the watch hears that it lost its place
+    eventually("the new job to be seen", lambda: phase(kube, namespace, "another"))
     proxy.events = None
+    eventually(shown, lambda: operator.metrics().get(series) == held(operator)["statuses"] == 1)
 
 
 def test_liveness_fails_when_a_watch_stays_deaf_and_names_it(
@@ -166,7 +168,8 @@ def test_a_job_gets_to_its_end_whatever_every_third_request_meets(
     def decide(request: Request) -> Verdict:
         if request.is_watch or request.is_lease or next(turn) % 3:
             return PASS
-        return next(injected)
+        fault = next(injected)
+        return PASS if fault == Answer(409) and not request.is_write else fault
 
     proxy.decide = decide
     operator = start(proxy.kubeconfig)
@@ -254,8 +257,7 @@ def test_a_restart_among_running_jobs_writes_nothing_and_their_deletion_leaves_n
         assert asked.writes() == []
         # The round: lists of jobs, children and pods, profiles, and a ConfigMap for each job; the
         # watches: four lists, and the watches themselves; and the Lease.
-        reads = [e for e in asked.requests() if e["objectRef"]["resource"] != "leases"]
-        assert len(reads) <= count + 12, len(reads)
+        assert len(asked.reads()) <= count + 12, asked.reads()
 
         for number in range(count):
             kube.delete(f"{GROUP}/namespaces/{namespace}/finetunejobs/job-{number}")

@@ -86,8 +86,9 @@ def test_answers_pages_and_pieces_of_a_stream_are_heard(clock: Clock) -> None:
         url = f"http://127.0.0.1:{runner.addresses[0][1]}"
         pieces = []
         async with watches.session() as session:
-            async with session.get(f"{url}/pods?code=500") as refused:
-                assert await refused.text() == "{}"
+            for other in ("pods?limit=5&code=500", "apis"):
+                async with session.get(f"{url}/{other}") as answer:
+                    assert await answer.text() == "{}"
             for query in ("limit=5", "limit=5&continue=x"):
                 async with session.get(f"{url}/pods?{query}") as answer:
                     assert await answer.json(content_type=None) == {}
@@ -99,5 +100,6 @@ def test_answers_pages_and_pieces_of_a_stream_are_heard(clock: Clock) -> None:
         return pieces
 
     assert asyncio.run(run()) == [b"one\n", b"two\n"]
-    # Two pages, the headers of the watch, and its two pieces; a refusal is no sign of life.
+    # Two pages, the headers of the watch, and its two pieces; a refusal is no sign of life, and
+    # what is asked once is no watch.
     assert (heard, relists) == (["/pods"] * 5, [])

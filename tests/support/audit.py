@@ -33,6 +33,11 @@ class AuditLog:
         entries = [json.loads(line) for line in lines]
         return [e for e in entries if (e.get("userAgent") or "").startswith(self._client)]
 
+    def reads(self) -> list[str]:
+        """`list pods`, without Leases, and without asking what the API server knows."""
+        found = [(e["verb"], (e.get("objectRef") or {}).get("resource")) for e in self.requests()]
+        return [f"{v} {r}" for v, r in found if v not in WRITES and r not in (None, "leases")]
+
     def writes(self) -> list[str]:
         """`patch finetunejobs/status docs`, without Leases and questions about tokens."""
         found = []

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
 import ssl
 import threading
@@ -219,6 +220,10 @@ class FaultProxy:
             transport.abort()
         await self._runner.cleanup()
         await self._session.close()
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         transport = request.transport
@@ -287,15 +292,18 @@ class FaultProxy:
     ) -> web.StreamResponse:
         answer = web.StreamResponse(status=upstream.status, headers=_headers(upstream))
         await answer.prepare(request)
-        async for line in _lines(upstream):
-            if transport in self._silent:
-                await _for_ever()
-            if self.events is None:
-                await answer.write(line)
-                continue
-            for event in self.events(seen, json.loads(line)):
-                await answer.write(json.dumps(event).encode() + b"\n")
+        with contextlib.suppress(ConnectionError):  # the client has gone
+            async for line in _lines(upstream):
+                if transport in self._silent:
+                    await _for_ever()
+                events = [line] if self.events is None else self._change(seen, line)
+                for event in events:
+                    await answer.write(event)
         return answer
+
+    def _change(self, seen: Request, line: bytes) -> list[bytes]:
+        assert self.events is not None
+        return [json.dumps(e).encode() + b"\n" for e in self.events(seen, json.loads(line))]
 
 
 async def _for_ever() -> None:
