@@ -1,7 +1,4 @@
-"""What the operator reads and writes in the API server: plain JSON in and out.
-
-Every write asks the fence first, whether this process may write at all: see `lease.py`.
-"""
+"""What the operator reads and writes in the API server: plain JSON in and out."""
 
 from __future__ import annotations
 
@@ -9,30 +6,18 @@ import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote
 
 from finetune_api.base import API_VERSION, GROUP, VERSION
 from finetune_operator import names
-from finetune_operator.lease import LONGEST_WRITE, Fence
+from finetune_operator.kube_api import KubeApi, Listing, unlimited
+from finetune_operator.kube_api import path_of as _path
+from finetune_operator.lease import Fence
 from finetune_operator.transport import ApiError as ApiError  # part of this module's interface
 from finetune_operator.transport import Json as Json
-from finetune_operator.transport import Permit, Transport, open_transport
+from finetune_operator.transport import Permit, open_transport
 
-JSON = "application/json"
 APPLY = "application/apply-patch+yaml"
 MERGE_PATCH = "application/merge-patch+json"
-PAGE = 250
-
-PLURALS = {
-    "ConfigMap": "configmaps",
-    "PersistentVolumeClaim": "persistentvolumeclaims",
-    "Service": "services",
-    "NetworkPolicy": "networkpolicies",
-    "Job": "jobs",
-    "Pod": "pods",
-    "FineTuneJob": "finetunejobs",
-    "Lease": "leases",
-}
 
 
 class NotOursError(Exception):
@@ -48,15 +33,6 @@ class Caller:
     pod_uid: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Listing:
-    """Objects of one kind at one moment; `version` is the resource version of that moment (of the
-    oldest part, where several namespaces were listed)."""
-
-    items: list[Json]
-    version: int
-
-
 async def connect(
     kubeconfig: str | None = None, fence: Fence | None = None, identity: str = ""
 ) -> Cluster:
@@ -66,22 +42,8 @@ async def connect(
     return Cluster(await open_transport(kubeconfig, agent), fence)
 
 
-def unlimited() -> float:
-    """The permit of a request that no lease limits, in seconds."""
-    return LONGEST_WRITE
-
-
-class Cluster:
+class Cluster(KubeApi):
     """What the operator reads and writes."""
-
-    def __init__(self, transport: Transport, fence: Fence | None = None) -> None:
-        self._transport = transport
-        self._for_the_leader: Permit = fence.for_the_leader if fence else unlimited
-        self._for_anybody: Permit = fence.for_anybody if fence else unlimited
-
-    async def close(self) -> None:
-        """Give the connections back."""
-        await self._transport.close()
 
     async def job(self, namespace: str, name: str) -> Json | None:
         """A FineTuneJob."""
@@ -190,14 +152,6 @@ class Cluster:
         status = {"progress": progress}
         return await self.apply_status(namespace, name, status, owner, version, permit)
 
-    async def lease(
-        self, method: str, namespace: str, name: str | None, body: Json | None, seconds: float
-    ) -> Json:
-        """One attempt, of so many seconds, to read (`GET`), create (`POST`) or replace (`PUT`) a
-        Lease. `ApiError` 404: there is none; 409: it has changed."""
-        path = _path("coordination.k8s.io/v1", "Lease", namespace, name)
-        return await self._transport.request(method, path, {}, body, JSON, lambda: seconds, 1)
-
     async def post_event(self, event: Json) -> None:
         """Create an Event; the same one twice is one."""
         try:
@@ -231,71 +185,8 @@ class Cluster:
             pod_uid=next(iter(extra.get("authentication.kubernetes.io/pod-uid", [])), None),
         )
 
-    async def _get(self, path: str) -> Json | None:
-        try:
-            return await self._request("GET", path)
-        except ApiError as error:
-            if error.code == 404:
-                return None
-            raise
-
-    async def _list(self, path: str, query: dict[str, str] | None = None) -> list[Json]:
-        return (await self._pages(path, query or {}, _whole)).items
-
-    async def _pages(
-        self, path: str, query: Mapping[str, str], trim: Callable[[Json], Json]
-    ) -> Listing:
-        found: list[Json] = []
-        wanted = {**query, "limit": str(PAGE)}
-        while True:
-            answer = await self._request("GET", path, wanted)
-            found += [trim(item) for item in answer["items"]]
-            following = answer["metadata"].get("continue")
-            if not following:
-                return Listing(found, int(answer["metadata"]["resourceVersion"]))
-            wanted["continue"] = following
-
-    async def _everywhere(
-        self,
-        api_version: str,
-        kind: str,
-        namespaces: tuple[str, ...],
-        query: Mapping[str, str],
-        trim: Callable[[Json], Json],
-    ) -> Listing:
-        parts = [
-            await self._pages(_path(api_version, kind, namespace), query, trim)
-            for namespace in namespaces or (None,)
-        ]
-        items = [item for part in parts for item in part.items]
-        return Listing(items, min(part.version for part in parts))
-
-    async def _request(
-        self,
-        method: str,
-        path: str,
-        query: Mapping[str, str] | None = None,
-        body: Any = None,
-        content_type: str = JSON,
-        permit: Permit | None = None,
-    ) -> Json:
-        """Reads are free; a write is the leader's, unless it brings another permit."""
-        if permit is None:
-            permit = unlimited if method == "GET" else self._for_the_leader
-        return await self._transport.request(method, path, query or {}, body, content_type, permit)
-
 
 def _lean(item: Json) -> Json:
     """Without the list of who wrote which field, which nobody here reads: half of an object."""
     item["metadata"].pop("managedFields", None)
     return item
-
-
-def _whole(item: Json) -> Json:
-    return item
-
-
-def _path(api_version: str, kind: str, namespace: str | None, name: str | None = None) -> str:
-    root = "/api/v1" if api_version == "v1" else f"/apis/{api_version}"
-    scope = f"/namespaces/{quote(namespace)}" if namespace else ""
-    return f"{root}{scope}/{PLURALS[kind]}" + (f"/{quote(name)}" if name else "")

@@ -24,10 +24,8 @@ CONNECT_SECONDS = 10.0
 REQUEST_SECONDS = 30.0
 
 METADATA = "application/json;as={};g=meta.k8s.io;v=v1"
-ACCEPT = ",".join(
-    [METADATA.format("PartialObjectMetadataList"), METADATA.format("PartialObjectMetadata")]
-    + ["application/json"]
-)
+PARTS = ("PartialObjectMetadataList", "PartialObjectMetadata")
+ACCEPT = ",".join([*map(METADATA.format, PARTS), "application/json"])
 """Events are keys to us, so the watches carry metadata alone: a tenth of a pod."""
 
 

@@ -10,8 +10,9 @@ from typing import Any, cast
 import builders
 from simulation import SimulatedCluster
 
-from finetune_operator.cluster import ApiError, Cluster, Listing
+from finetune_operator.cluster import ApiError, Cluster
 from finetune_operator.controller import Controller
+from finetune_operator.kube_api import Listing
 from finetune_operator.metrics import Metrics
 from finetune_operator.observe import observe, trim
 from finetune_operator.rounds import Rounds
