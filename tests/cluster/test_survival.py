@@ -134,6 +134,16 @@ def test_a_deletion_that_a_watch_missed_is_found_when_it_lists_anew(
     eventually(shown, lambda: operator.metrics().get(series) == held(operator)["statuses"] == 1)
 
 
+def test_rounds_find_what_no_watch_tells(
+    kube: Kube, proxy: FaultProxy, namespace: str, start: Start
+) -> None:
+    proxy.events = lambda _, __: []
+    start(proxy.kubeconfig, RESYNC_SECONDS="1")
+    apply(kube, namespace)
+    play_stage(kube, namespace, "docs-prepare", "prepare")
+    eventually("the job to go on", lambda: kube.pods(namespace, "docs-train-0"))
+
+
 def test_liveness_fails_when_a_watch_stays_deaf_and_names_it(
     kube: Kube, proxy: FaultProxy, namespace: str, start: Start
 ) -> None:
