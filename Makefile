@@ -64,6 +64,10 @@ e2e: ## The whole main job on a real kubelet, and what happens when it is distur
 bench-operator: ## How soon the operator acts and what memory it needs: build/bench/operator.json
 	@$(DEV); PYTHONPATH=$(PYTHONPATH):tests/support:. $$V/bin/python bench/operator_speed.py
 
+.PHONY: bench-restart
+bench-restart: ## The operator's start among 1,000 running jobs, and what 1,000 leave: build/bench/operator-restart.json
+	@$(DEV); PYTHONPATH=$(PYTHONPATH):tests/support:. $$V/bin/python bench/operator_restart.py
+
 .PHONY: bench-trainer
 bench-trainer: ## Our trainer beside TRL's, 10 minutes on an idle machine (QUICK=1: less): build/bench/trainer.json
 	@T=$$(scripts/venv bench); PATH=$$T/bin:$$PATH $$T/bin/python bench/trainer_speed.py $(if $(QUICK),--quick)

@@ -1,50 +1,26 @@
-"""The only module that talks to the API server: plain JSON in and out, its errors turned into ours.
-
-Requests are made by path, not by the client's classes: manifests stay the dictionaries that the
-pure core builds, and the 900 model classes of the client are never loaded into memory.
-"""
+"""What the operator reads and writes in the API server: plain JSON in and out."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlencode
-
-from kubernetes.aio import client, config
+from urllib.parse import quote
 
 from finetune_api.base import API_VERSION, GROUP, VERSION
 from finetune_operator import names
+from finetune_operator.kube_api import KubeApi, Listing, unlimited
+from finetune_operator.kube_api import path_of as _path
+from finetune_operator.lease import Fence
+from finetune_operator.transport import ApiError as ApiError  # part of this module's interface
+from finetune_operator.transport import Json as Json
+from finetune_operator.transport import Permit, open_transport
 
-Json = dict[str, Any]
 APPLY = "application/apply-patch+yaml"
 MERGE_PATCH = "application/merge-patch+json"
-PAGE = 500
 MAX_QUESTIONS = 4
 """Objects whose Events are read in one pass: one that waits explains the others."""
-ATTEMPTS = 5
-RETRIED = (429, 500, 502, 503, 504)
-
-PLURALS = {
-    "ConfigMap": "configmaps",
-    "PersistentVolumeClaim": "persistentvolumeclaims",
-    "Service": "services",
-    "NetworkPolicy": "networkpolicies",
-    "Job": "jobs",
-    "Pod": "pods",
-    "FineTuneJob": "finetunejobs",
-}
-
-
-class ApiError(Exception):
-    """The API server refused; `code` is the HTTP status, the text its message."""
-
-    def __init__(self, code: int, message: str) -> None:
-        super().__init__(f"{code}: {message}")
-        self.code = code
 
 
 class NotOursError(Exception):
@@ -60,40 +36,35 @@ class Caller:
     pod_uid: str | None
 
 
-async def connect(kubeconfig: str | None = None) -> Cluster:
-    """In a pod by its service account, elsewhere by kubeconfig."""
-    configuration = client.Configuration()
-    if kubeconfig is None and Path(config.incluster_config.SERVICE_TOKEN_FILENAME).exists():
-        config.load_incluster_config(  # type: ignore[no-untyped-call]
-            client_configuration=configuration
-        )
-    else:
-        await config.load_kube_config(  # type: ignore[no-untyped-call]
-            kubeconfig, client_configuration=configuration
-        )
-    return Cluster(client.ApiClient(configuration))
+async def connect(
+    kubeconfig: str | None = None, fence: Fence | None = None, identity: str = ""
+) -> Cluster:
+    """In a pod by its service account, elsewhere by kubeconfig. `fence` guards every write; without
+    one, all are allowed. `identity` is what the API server's audit log shows."""
+    agent = f"{names.FIELD_OWNER}/{identity}".rstrip("/")
+    return Cluster(await open_transport(kubeconfig, agent), fence)
 
 
-class Cluster:
+class Cluster(KubeApi):
     """What the operator reads and writes."""
-
-    def __init__(self, api: Any) -> None:
-        self._api = api
-
-    async def close(self) -> None:
-        """Give the connections back."""
-        await self._api.close()
 
     async def job(self, namespace: str, name: str) -> Json | None:
         """A FineTuneJob."""
         return await self._get(_path(API_VERSION, "FineTuneJob", namespace, name))
 
-    async def all_jobs(self, namespaces: tuple[str, ...]) -> list[Json]:
+    async def all_jobs(self, namespaces: tuple[str, ...]) -> Listing:
         """Every FineTuneJob that is ours to serve."""
-        found: list[Json] = []
-        for namespace in namespaces or (None,):
-            found += await self._list(_path(API_VERSION, "FineTuneJob", namespace))
-        return found
+        return await self._everywhere(API_VERSION, "FineTuneJob", namespaces, {}, _lean)
+
+    async def all_children(
+        self, namespaces: tuple[str, ...], trim: Callable[[Json], Json]
+    ) -> tuple[Listing, Listing]:
+        """Kubernetes Jobs and pods of all FineTuneJobs; `trim` keeps of each what is needed, page
+        by page: thousands of whole pods would be hundreds of megabytes."""
+        selector = {"labelSelector": names.MINE}
+        jobs = await self._everywhere("batch/v1", "Job", namespaces, selector, trim)
+        pods = await self._everywhere("v1", "Pod", namespaces, selector, trim)
+        return jobs, pods
 
     async def profiles(self) -> list[Json]:
         """Every FineTuneProfile."""
@@ -183,19 +154,37 @@ class Cluster:
         await self._unless_changed("DELETE", path, options)
 
     async def apply_status(
-        self, namespace: str, name: str, status: Mapping[str, Any], owner: str
+        self,
+        namespace: str,
+        name: str,
+        status: Mapping[str, Any],
+        owner: str,
+        version: int | None = None,
+        permit: Permit | None = None,
     ) -> Json:
         """Server-side apply of (a part of) a FineTuneJob's status; returns the job as it is then.
-        `ApiError` 404: it is gone."""
+        `ApiError` 404: it is gone; 409: it is not at this resource version any more."""
         path = _path(API_VERSION, "FineTuneJob", namespace, name)
+        metadata = {"name": name, "namespace": namespace}
+        if version is not None:
+            metadata["resourceVersion"] = str(version)
         body = {
             "apiVersion": API_VERSION,
             "kind": "FineTuneJob",
-            "metadata": {"name": name, "namespace": namespace},
+            "metadata": metadata,
             "status": status,
         }
         query = {"fieldManager": owner, "force": "true"}
-        return await self._request("PATCH", f"{path}/status", query, body, APPLY)
+        return await self._request("PATCH", f"{path}/status", query, body, APPLY, permit)
+
+    async def report_progress(
+        self, namespace: str, name: str, progress: Mapping[str, Any], version: int
+    ) -> Json:
+        """`apply_status` of a trainer's progress, which a standby may do as well: the version makes
+        sure that it overwrites nothing which it has not seen."""
+        owner, permit = names.PROGRESS_FIELD_OWNER, self._for_anybody
+        status = {"progress": progress}
+        return await self.apply_status(namespace, name, status, owner, version, permit)
 
     async def post_event(self, event: Json) -> None:
         """Create an Event; the same one twice is one."""
@@ -214,7 +203,7 @@ class Cluster:
             "spec": {"token": token, "audiences": [audience]},
         }
         answer = await self._request(
-            "POST", "/apis/authentication.k8s.io/v1/tokenreviews", {}, body
+            "POST", "/apis/authentication.k8s.io/v1/tokenreviews", {}, body, permit=unlimited
         )
         status = answer.get("status") or {}
         if not status.get("authenticated") or audience not in status.get("audiences", []):
@@ -240,67 +229,8 @@ class Cluster:
             if error.code not in (404, 409):
                 raise
 
-    async def _get(self, path: str) -> Json | None:
-        try:
-            return await self._request("GET", path)
-        except ApiError as error:
-            if error.code == 404:
-                return None
-            raise
 
-    async def _list(self, path: str, query: dict[str, str] | None = None) -> list[Json]:
-        found: list[Json] = []
-        wanted = {**(query or {}), "limit": str(PAGE)}
-        while True:
-            answer = await self._request("GET", path, wanted)
-            found += answer["items"]
-            following = answer["metadata"].get("continue")
-            if not following:
-                return found
-            wanted["continue"] = following
-
-    async def _request(
-        self,
-        method: str,
-        path: str,
-        query: Mapping[str, str] | None = None,
-        body: Any = None,
-        content_type: str = "application/json",
-    ) -> Json:
-        """One request; what may work a moment later is tried again with growing pauses."""
-        for attempt in range(ATTEMPTS):
-            code, text = await self._once(method, path, query or {}, body, content_type)
-            if code < 300:
-                return json.loads(text) if text else {}
-            if code not in RETRIED or attempt == ATTEMPTS - 1:
-                break
-            await asyncio.sleep(0.2 * 2**attempt)
-        raise ApiError(code, _message(text))
-
-    async def _once(
-        self, method: str, path: str, query: Mapping[str, str], body: Any, content_type: str
-    ) -> tuple[int, str]:
-        api = self._api
-        headers = {"Accept": "application/json", "Content-Type": content_type}
-        await api.update_params_for_auth(headers, [], ["BearerToken"], path, method, body)
-        url = api.configuration.host + path + (f"?{urlencode(query)}" if query else "")
-        try:
-            answer = await api.rest_client.request(
-                method, url, headers=headers, body=body, _request_timeout=30
-            )
-        except (TimeoutError, OSError) as error:
-            return 503, f"no answer from the API server: {error}"
-        return answer.status, (await answer.read() or b"").decode()
-
-
-def _path(api_version: str, kind: str, namespace: str | None, name: str | None = None) -> str:
-    root = "/api/v1" if api_version == "v1" else f"/apis/{api_version}"
-    scope = f"/namespaces/{quote(namespace)}" if namespace else ""
-    return f"{root}{scope}/{PLURALS[kind]}" + (f"/{quote(name)}" if name else "")
-
-
-def _message(text: str) -> str:
-    try:
-        return str(json.loads(text).get("message", text))
-    except (ValueError, AttributeError):
-        return text
+def _lean(item: Json) -> Json:
+    """Without the list of who wrote which field, which nobody here reads: half of an object."""
+    item["metadata"].pop("managedFields", None)
+    return item

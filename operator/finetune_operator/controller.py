@@ -16,6 +16,7 @@ from finetune_api.status import TERMINAL_PHASES, FineTuneJobStatus
 from finetune_operator import names
 from finetune_operator.cluster import ApiError, Cluster, Json, NotOursError
 from finetune_operator.events import Event
+from finetune_operator.lease import LeaseLostError
 from finetune_operator.metrics import Metrics
 from finetune_operator.observe import Observed, observe
 from finetune_operator.queue import WorkQueue
@@ -47,6 +48,20 @@ class Controller:
         started = time.monotonic()
         try:
             return await self._pass(key)
+        except LeaseLostError as error:
+            logger.warning("%s", error, extra={"job": "/".join(key)})
+            return None  # this process ends
+        except ApiError as error:
+            if error.code == 409:
+                logger.info("changed meanwhile, to be read again", extra={"job": "/".join(key)})
+                raise
+            logger.warning(
+                "pass failed, will be tried again: %s", error, extra={"job": "/".join(key)}
+            )
+            self.metrics.reconcile_errors.inc()
+            if error.retry_after is not None:
+                return error.retry_after
+            raise
         except Exception:
             logger.exception("pass failed, will be tried again", extra={"job": "/".join(key)})
             self.metrics.reconcile_errors.inc()
@@ -63,10 +78,10 @@ class Controller:
             return None
         job = parse_job(body)
         self.metrics.see(key, job.status, job.version)
-        if job.status.phase in TERMINAL_PHASES:  # the children do not matter: saves four reads
+        if is_over(job):  # the children do not matter: saves four reads
             return await self._clean_up(job)
         observed = await self._observe(job)
-        world = await self._world()
+        world = await self.world()
         done = step(job, observed, world, now())
         try:
             for manifest in done.apply:
@@ -101,7 +116,8 @@ class Controller:
         events = await self.cluster.events_about(job.namespace, asked)
         return observe(config_map, jobs, pods, job.uid, events)
 
-    async def _world(self) -> World:
+    async def world(self) -> World:
+        """What passes need beside the job and its children, as it is now."""
         return World(
             settings=self.settings,
             profiles=parse_profiles(await self.cluster.profiles()),
@@ -113,9 +129,13 @@ class Controller:
         """Status first, then Events: an Event never tells what the status does not say."""
         if done.progress is not None:
             part = {"progress": done.progress.to_json_dict()}
-            await self._write(job, part, names.PROGRESS_FIELD_OWNER)
+            job = await self._write(job, part, names.PROGRESS_FIELD_OWNER)
         if done.status is not None:
-            await self._write(job, done.status.to_json_dict(), names.FIELD_OWNER)
+            try:
+                await self._write(job, done.status.to_json_dict(), names.FIELD_OWNER)
+            except ApiError as error:
+                if error.code != 409 or not await self._has_said(job, done.status):
+                    raise
             log_change(job, done.status)
         for event in done.events:
             try:
@@ -124,24 +144,31 @@ class Controller:
             except ApiError as error:  # a lost Event is not worth failing the pass
                 logger.warning("event not written: %s", error, extra={"job": job.key})
 
-    async def _write(self, job: Job, part: Json, owner: str) -> None:
+    async def _write(self, job: Job, part: Json, owner: str) -> Job:
+        """Only onto the version that the decision was made on; returns the job as it is then."""
         key = (job.namespace, job.name)
-        after = parse_job(await self.cluster.apply_status(*key, part, owner))
+        after = parse_job(await self.cluster.apply_status(*key, part, owner, job.version))
         self.metrics.see(key, after.status, after.version)
+        return after
 
-    async def resync(self) -> None:
-        """Look at every job: what an event that was missed would have told."""
-        bodies = await self.cluster.all_jobs(self.settings.watch_namespaces)
-        keys = {(b["metadata"]["namespace"], b["metadata"]["name"]) for b in bodies}
-        self.metrics.keep_only(keys)
-        for key in keys:
-            self.queue.add(key)
+    async def _has_said(self, job: Job, status: FineTuneJobStatus) -> bool:
+        """Whether a write that met a conflict was our own, taken before its answer was lost."""
+        body = await self.cluster.job(job.namespace, job.name)
+        if body is None:
+            return False
+        found = parse_job(body)
+        return found.uid == job.uid and found.status.model_copy(update={"progress": None}) == status
 
     async def wake_waiting(self) -> None:
         """A profile changed: jobs that wait for one may start now."""
         for key, status in self.metrics.statuses().items():
             if status.phase in (None, "Pending"):
                 self.queue.add(key)
+
+
+def is_over(job: Job) -> bool:
+    """Final, whatever became of the children: saves four reads."""
+    return job.status.phase in TERMINAL_PHASES
 
 
 def parse_profiles(bodies: list[Json]) -> Mapping[str, FineTuneProfileSpec]:

@@ -8,21 +8,30 @@ and the queue belongs to the event loop.
 from __future__ import annotations
 
 import asyncio
-import logging
 from typing import Any
 
+import aiohttp
 import kopf
 
 from finetune_api.base import GROUP, VERSION
 from finetune_operator import names
 from finetune_operator.controller import Controller
-
-logger = logging.getLogger(__name__)
+from finetune_operator.rounds import Rounds
+from finetune_operator.watches import Watches
 
 WORKERS = 4
+CONNECT_SECONDS = 10.0
+REQUEST_SECONDS = 30.0
+
+METADATA = "application/json;as={};g=meta.k8s.io;v=v1"
+PARTS = ("PartialObjectMetadataList", "PartialObjectMetadata")
+ACCEPT = ",".join([*map(METADATA.format, PARTS), "application/json"])
+"""Events are keys to us, so the watches carry metadata alone: a tenth of a pod."""
 
 
-def register(registry: kopf.OperatorRegistry, controller: Controller) -> None:
+def register(
+    registry: kopf.OperatorRegistry, controller: Controller, rounds: Rounds, watches: Watches
+) -> None:
     """Every trigger of a pass."""
 
     @kopf.on.startup(registry=registry)
@@ -30,43 +39,67 @@ def register(registry: kopf.OperatorRegistry, controller: Controller) -> None:
         settings.scanning.disabled = True
         settings.posting.enabled = False
         settings.watching.chunk_size = 500
-        mine = f"{names.LABEL_JOB},{names.LABEL_MANAGED_BY}={names.FIELD_OWNER}"
-        settings.watching.label_selectors["jobs.batch"] = mine
-        settings.watching.label_selectors["pods"] = mine
+        # A worker that waits keeps the last object: thousands of them, after a list.
+        settings.queueing.idle_timeout = 0.5
+        settings.watching.label_selectors["jobs.batch"] = names.MINE
+        settings.watching.label_selectors["pods"] = names.MINE
+        # A dead connection is found by its silence, and no request waits for minutes over it.
+        settings.watching.inactivity_timeout = controller.settings.watch_silence_seconds
+        settings.watching.connect_timeout = CONNECT_SECONDS
+        settings.networking.request_timeout = REQUEST_SECONDS
+        settings.networking.connect_timeout = CONNECT_SECONDS
 
     @kopf.on.login(registry=registry)
-    def login(**kwargs: Any) -> kopf.ConnectionInfo | None:
+    async def login(**kwargs: Any) -> kopf.AiohttpSession | None:
         # Named here, so that Kopf does not load the whole synchronous client to ask it.
         found = kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
-        assert found is None or isinstance(found, kopf.ConnectionInfo)
-        return found
+        agent = f"{names.FIELD_OWNER}/{controller.settings.identity}"
+        return None if found is None else listened_to(found, watches, agent)
 
     @kopf.on.event(GROUP, VERSION, "finetunejobs", registry=registry)
-    async def job_changed(namespace: str | None, name: str | None, **_: Any) -> None:
-        controller.queue.add((namespace or "", name or ""))
+    async def job_changed(type: str | None, body: kopf.Body, **_: Any) -> None:
+        changed("finetunejobs", type, body, body.metadata.name)
 
     @kopf.on.event("batch", "v1", "jobs", registry=registry)
+    async def stage_changed(type: str | None, body: kopf.Body, **_: Any) -> None:
+        changed("jobs", type, body, body.metadata.labels[names.LABEL_JOB])
+
     @kopf.on.event("", "v1", "pods", registry=registry)
-    async def child_changed(namespace: str | None, labels: kopf.Labels, **_: Any) -> None:
-        controller.queue.add((namespace or "", labels[names.LABEL_JOB]))
+    async def pod_changed(type: str | None, body: kopf.Body, **_: Any) -> None:
+        changed("pods", type, body, body.metadata.labels[names.LABEL_JOB])
 
     @kopf.on.event(GROUP, VERSION, "finetuneprofiles", registry=registry)
     async def profile_changed(**_: Any) -> None:
         await controller.wake_waiting()
 
+    def changed(plural: str, event: str | None, body: kopf.Body, job: str | None) -> None:
+        # No type: part of a list. What the last round has seen needs no pass of its own.
+        if event is None and rounds.covers(plural, body["metadata"].get("resourceVersion")):
+            return
+        controller.queue.add((body.metadata.namespace or "", job or ""))
 
-async def work(controller: Controller) -> None:
-    """The workers and the resync, until cancelled."""
+
+def listened_to(found: Any, watches: Watches, user_agent: str) -> kopf.AiohttpSession:
+    """A session with these credentials (Kopf's `ConnectionInfo`), made as Kopf itself would."""
+    # Kopf asks little; a connection that it had kept might be dead when it makes a watch anew.
+    connector = aiohttp.TCPConnector(limit=0, force_close=True, ssl=found.as_ssl_context())
+    session = watches.session(
+        connector=connector,
+        headers={**found.as_http_headers(), "User-Agent": user_agent, "Accept": ACCEPT},
+        proxy=found.proxy_url,
+        trust_env=found.trust_env,
+    )
+    return kopf.AiohttpSession(
+        server=found.server,
+        default_namespace=found.default_namespace,
+        priority=found.priority,
+        aiohttp_session=session,
+    )
+
+
+async def work(controller: Controller, rounds: Rounds) -> None:
+    """The workers and the rounds, until cancelled."""
     async with asyncio.TaskGroup() as tasks:
         for _ in range(WORKERS):
             tasks.create_task(controller.queue.work(controller.reconcile))
-        tasks.create_task(_resync(controller))
-
-
-async def _resync(controller: Controller) -> None:
-    while True:
-        try:
-            await controller.resync()
-        except Exception:
-            logger.exception("resync failed, will be tried again")
-        await asyncio.sleep(controller.settings.resync_seconds)
+        tasks.create_task(rounds.run())

@@ -1,63 +1,177 @@
-"""The composition root: everything is made and joined here, nothing at import."""
+"""The composition root: everything is made and joined here, nothing at import.
+
+A replica serves its two ports from the start, waits for the Lease, and then leads until it ends: by
+SIGTERM (exit code 0, the Lease is released) or because the Lease is lost (exit code 1).
+"""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import kopf
 
 from finetune_operator import handlers, logs
-from finetune_operator.cluster import connect
+from finetune_operator.cluster import Cluster, connect
 from finetune_operator.controller import Controller, now
+from finetune_operator.election import Election
+from finetune_operator.lease import Fence, LeaseLostError, Moment
 from finetune_operator.metrics import Metrics
 from finetune_operator.progress_server import ProgressEndpoint, metrics_app, progress_app, serve
+from finetune_operator.rounds import Rounds
 from finetune_operator.settings import Settings, SettingsError
+from finetune_operator.watches import Watches
+
+logger = logging.getLogger(__name__)
+
+DRAIN_SECONDS = 5.0
+"""For passes that are under way at SIGTERM."""
+STUCK_SECONDS = 60.0
+"""A candidate looks at the Lease every second; one that has not for so long is stuck."""
 
 
-async def run(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT."""
-    stop, ready = asyncio.Event(), asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+def clock() -> Moment:
+    """Now, on both clocks."""
+    return Moment(time.monotonic(), time.time())
 
-    cluster = await connect(os.environ.get("KUBECONFIG"))
-    metrics = Metrics()
+
+class Replica:
+    """One operator process: a standby, then perhaps the leader."""
+
+    def __init__(
+        self, settings: Settings, cluster: Cluster, election: Election, ca_cert: str
+    ) -> None:
+        self.settings = settings
+        self.stop = asyncio.Event()
+        self.metrics = Metrics()
+        self.election = election
+        self.controller = Controller(cluster, settings, ca_cert, self.metrics)
+        self.endpoint = ProgressEndpoint(cluster, self.metrics, now)
+        self.rounds = Rounds(self.controller)
+        self.watches = Watches(
+            time.monotonic, settings.watch_silence_seconds, on_relist=self.rounds.want
+        )
+        self._watching = asyncio.Event()
+        self.metrics.hold("queue", lambda: self.controller.queue.held)
+        self.metrics.hold("statuses", lambda: len(self.metrics.statuses()))
+        self.metrics.hold("tokens", lambda: self.endpoint.held)
+
+    def take_signals(self) -> None:
+        """SIGTERM and SIGINT ask to end in order."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, self.stop.set)
+
+    def ready(self) -> bool:
+        """A standby that could take over is ready: else a rolling update would wait for ever, and
+        `helm --wait` too. It takes progress reports, as the leader does."""
+        if self.election.fence.leading:
+            return self._watching.is_set()
+        return self.election.has_seen_a_leader
+
+    def unhealthy(self) -> str | None:
+        """Why this process has to be restarted; None: it has not."""
+        stuck = self.election.stuck_seconds
+        if stuck > STUCK_SECONDS + self.settings.lease_seconds:
+            return f"did not look at the Lease for {stuck:.0f} s"
+        return self.watches.deaf()
+
+    async def lead(self) -> None:
+        """Wait for the Lease, then run jobs until cancelled; raises `LeaseLostError`."""
+        await self.election.acquire()
+        self.metrics.lead()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.election.hold())
+            tasks.create_task(handlers.work(self.controller, self.rounds))
+            tasks.create_task(self._watch())
+
+    async def _watch(self) -> None:
+        await self.rounds.tried.wait()  # it has seen what the first lists of the watches tell
+        registry = kopf.OperatorRegistry()
+        handlers.register(registry, self.controller, self.rounds, self.watches)
+        namespaces = self.settings.watch_namespaces
+        not_of_kopf = asyncio.all_tasks()  # at its end Kopf cancels what it does not know
+        tasks = await kopf.spawn_tasks(
+            registry=registry,
+            standalone=True,
+            clusterwide=not namespaces,
+            namespaces=namespaces,
+            ready_flag=self._watching,
+        )
+        self.take_signals()  # Kopf has just taken them, but passes come to their end before watches
+        await kopf.run_tasks(tasks, ignored=not_of_kopf)
+        raise RuntimeError("the watches have ended")  # an error of the whole process
+
+    async def retire(self, leading: asyncio.Task[None]) -> None:
+        """End in order: passes first, then the watches, then the Lease. When a write may still be
+        under way the Lease is kept: it expires, and only then another one leads."""
+        drained = await self.controller.queue.drain(DRAIN_SECONDS)
+        leading.cancel()
+        await asyncio.gather(leading, return_exceptions=True)
+        if drained:
+            await self.election.release()
+
+
+async def run(settings: Settings) -> int:
+    """Serve until SIGTERM, SIGINT or the loss of the Lease; the exit code."""
+    fence = Fence(settings.lease_seconds, clock)
+    kubeconfig = os.environ.get("KUBECONFIG")
+    cluster = await connect(kubeconfig, fence, settings.identity)
+    # Connections of its own: a renewal must not wait behind passes, nor on what they left dead.
+    for_lease = await connect(kubeconfig, None, settings.identity)
+    election = Election(for_lease, settings, fence, clock)
     ca_cert = (Path(settings.tls_dir) / "ca.crt").read_text()
-    controller = Controller(cluster, settings, ca_cert, metrics)
-    registry = kopf.OperatorRegistry()
-    handlers.register(registry, controller)
+    replica = Replica(settings, cluster, election, ca_cert)
+    replica.take_signals()
 
-    address = settings.bind_address
-    endpoint = ProgressEndpoint(cluster, metrics, now)
+    address, health = settings.bind_address, (replica.ready, replica.unhealthy)
+    pages = metrics_app(replica.metrics, *health)
+    reports = progress_app(replica.endpoint)
     servers = [
-        await serve(metrics_app(metrics, ready.is_set), address, settings.metrics_port),
-        await serve(progress_app(endpoint), address, settings.progress_port, settings.tls_dir),
+        await serve(reports, address, settings.progress_port, settings.tls_dir),
+        await serve(pages, address, settings.metrics_port),
     ]
-    watching = kopf.operator(
-        registry=registry,
-        standalone=True,
-        clusterwide=not settings.watch_namespaces,
-        namespaces=settings.watch_namespaces,
-        ready_flag=ready,
-        stop_flag=stop,
-    )
-    tasks = [asyncio.create_task(watching), asyncio.create_task(handlers.work(controller))]
+    leading = asyncio.create_task(replica.lead())
+    stopping = asyncio.create_task(replica.stop.wait())
     try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()  # a watch that died is an error of the whole process
+        await asyncio.wait({leading, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if leading.done():
+            return _why(leading)
+        await servers.pop(0).cleanup()  # reports write, too
+        await replica.retire(leading)
+        return 0
     finally:
-        for task in tasks:
+        for task in (leading, stopping):
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(leading, stopping, return_exceptions=True)
         for server in servers:
             await server.cleanup()
         await cluster.close()
+        await for_lease.close()
+
+
+def _why(leading: asyncio.Task[Any]) -> int:
+    """Log what ended the work; an expected loss of the Lease without a trace of the stack."""
+    error = leading.exception()
+    if error is not None and all(isinstance(e, LeaseLostError) for e in _leaves(error)):
+        logger.error("%s", next(_leaves(error)))
+    else:
+        logger.error("this process ends", exc_info=error)
+    return 1
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _leaves(inner)
+    else:
+        yield error
 
 
 def main() -> int:
@@ -68,5 +182,4 @@ def main() -> int:
         print(f"finetune-operator: {error}", file=sys.stderr)
         return 2
     logs.configure(settings.log_format)
-    asyncio.run(run(settings))
-    return 0
+    return asyncio.run(run(settings))

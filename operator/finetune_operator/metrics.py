@@ -6,7 +6,7 @@ import time
 from collections import Counter as Count
 from collections.abc import Callable, Iterable, Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily
 
 from finetune_api.status import PHASES, FineTuneJobStatus, Progress
@@ -37,6 +37,8 @@ METRIC_NAMES: tuple[str, ...] = (
     "finetune_reconcile_seconds",
     "finetune_reconcile_errors_total",
     "finetune_progress_reports_total",
+    "finetune_operator_leader",
+    "finetune_operator_held",
 )
 
 
@@ -65,7 +67,28 @@ class Metrics:
             ["code"],
             registry=self.registry,
         )
+        self.leads = False
+        self._leader = Gauge(
+            "finetune_operator_leader",
+            "1 on the replica that leads.",
+            registry=self.registry,
+        )
+        self._held = Gauge(
+            "finetune_operator_held",
+            "Entries that the operator holds in memory.",
+            ["what"],
+            registry=self.registry,
+        )
         self.registry.register(_Statuses(self._statuses, clock))
+
+    def lead(self) -> None:
+        """From now on this replica shows the jobs; what a standby knows is soon out of date."""
+        self.leads = True
+        self._leader.set(1)
+
+    def hold(self, what: str, count: Callable[[], int]) -> None:
+        """Show at each scrape how many entries there are of something."""
+        self._held.labels(what).set_function(count)
 
     def see(self, key: Key, status: FineTuneJobStatus, version: int) -> None:
         """This was the job's status at a resource version. Passes and progress reports both tell,

@@ -17,6 +17,9 @@ LABEL_INDEX = "batch.kubernetes.io/job-completion-index"
 FIELD_OWNER = "finetune-operator"
 PROGRESS_FIELD_OWNER = "finetune-operator-progress"
 
+MINE = f"{LABEL_JOB},{LABEL_MANAGED_BY}={FIELD_OWNER}"
+"""Label selector of the children of any job."""
+
 CONTAINER = "trainer"
 MASTER_PORT = 29500
 

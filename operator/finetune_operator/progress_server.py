@@ -20,15 +20,21 @@ from pydantic import ValidationError
 from finetune_api import progress as wire
 from finetune_api.progress import ProgressBody
 from finetune_operator import names
-from finetune_operator.cluster import Caller, Cluster
+from finetune_operator.cluster import ApiError, Caller, Cluster
+from finetune_operator.lease import LeaseLostError
 from finetune_operator.metrics import Metrics
 from finetune_operator.progress import Rejected, merge
 from finetune_operator.reconcile import parse_job
 
 logger = logging.getLogger(__name__)
 
+CONFLICTS = 5
+"""How often a report is merged anew because the job has changed in between."""
+CONFLICT = Rejected(503, "the job has changed; report again")
 TOKEN_CACHE_SECONDS = 300.0
 TOKEN_CACHE_SIZE = 10_000
+SHUTDOWN_SECONDS = 5.0
+"""For requests that are under way when the server stops."""
 
 
 class ProgressEndpoint:
@@ -40,6 +46,11 @@ class ProgressEndpoint:
         self._clock = clock
         self._tokens: dict[str, tuple[float, Caller]] = {}
 
+    @property
+    def held(self) -> int:
+        """Tokens in memory."""
+        return len(self._tokens)
+
     async def handle(self, request: web.Request) -> web.Response:
         """`POST` of one report."""
         key = (request.match_info["namespace"], request.match_info["name"])
@@ -47,6 +58,8 @@ class ProgressEndpoint:
             answer = await self._take(request, key)
         except web.HTTPRequestEntityTooLarge:
             answer = Rejected(413, f"the body is larger than {wire.MAX_BODY} bytes")
+        except LeaseLostError as error:
+            answer = Rejected(503, f"{error}; report again")
         except Exception:
             logger.exception("progress report not taken", extra={"job": "/".join(key)})
             answer = Rejected(500, "internal error; report again")
@@ -64,6 +77,17 @@ class ProgressEndpoint:
             body = ProgressBody.model_validate_json(await request.read())
         except ValidationError as error:
             return Rejected(422, f"not a trainer status: {error.errors()[0]['msg']}")
+        for _ in range(CONFLICTS):
+            answer = await self._merge(caller, key, body)
+            if answer != CONFLICT:
+                return answer
+        return Rejected(503, "the job changes too often; report again")
+
+    async def _merge(
+        self, caller: Caller, key: tuple[str, str], body: ProgressBody
+    ) -> Rejected | None:
+        """Read, merge, write what was read: whichever replica got the report, and whatever the
+        leader writes meanwhile, nothing is overwritten unseen."""
         raw = await self._cluster.job(*key)
         if raw is None:
             return Rejected(404, f"there is no FineTuneJob {key[0]}/{key[1]}")
@@ -76,9 +100,15 @@ class ProgressEndpoint:
         new = merge(job.status.progress, body.trainer_status, attempt, self._clock())
         if isinstance(new, Rejected) or new is None:
             return new
-        part = {"progress": new.to_json_dict()}
-        now = parse_job(await self._cluster.apply_status(*key, part, names.PROGRESS_FIELD_OWNER))
-        self._metrics.see(key, now.status, now.version)
+        try:
+            part = new.to_json_dict()
+            now = parse_job(await self._cluster.report_progress(*key, part, job.version))
+        except ApiError as error:
+            if error.code == 409:
+                return CONFLICT
+            raise
+        if self._metrics.leads:
+            self._metrics.see(key, now.status, now.version)
         return None
 
     async def _caller(self, request: web.Request, key: tuple[str, str]) -> Caller | Rejected:
@@ -132,15 +162,18 @@ def progress_app(endpoint: ProgressEndpoint) -> web.Application:
     return app
 
 
-def metrics_app(metrics: Metrics, ready: Callable[[], bool]) -> web.Application:
-    """`/metrics`, `/healthz` (the loop turns) and `/readyz` (the watches are up)."""
+def metrics_app(
+    metrics: Metrics, ready: Callable[[], bool], unhealthy: Callable[[], str | None]
+) -> web.Application:
+    """`/metrics`, `/healthz` (503 with the sentence of `unhealthy`) and `/readyz`."""
 
     async def show(_: web.Request) -> web.Response:
         text = generate_latest(metrics.registry)
         return web.Response(body=text, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     async def healthz(_: web.Request) -> web.Response:
-        return web.Response(text="ok")
+        problem = unhealthy()
+        return web.Response(text=problem or "ok", status=503 if problem else 200)
 
     async def readyz(_: web.Request) -> web.Response:
         return web.Response(text="ok") if ready() else web.Response(status=503, text="starting")
@@ -162,7 +195,7 @@ async def serve(
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         directory = Path(tls_dir)
         context.load_cert_chain(directory / "tls.crt", directory / "tls.key")
-    runner = web.AppRunner(app, access_log=None)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS)
     await runner.setup()
     await web.TCPSite(runner, address, port, ssl_context=context).start()
     return runner

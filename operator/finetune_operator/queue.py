@@ -24,6 +24,7 @@ class WorkQueue(Generic[Key]):
         self._busy: set[Key] = set()
         self._failures: dict[Key, int] = {}
         self._changed = asyncio.Event()
+        self._closed = False
 
     def add(self, key: Key, delay: float = 0.0) -> None:
         """Handle `key` in `delay` seconds at the latest."""
@@ -33,21 +34,57 @@ class WorkQueue(Generic[Key]):
         self._due[key] = due
         self._count += 1
         heapq.heappush(self._heap, (due, self._count, key))
+        self._tidy()
         self._changed.set()
 
     def forget(self, key: Key) -> None:
         """Drop what was put off: the key's object is gone."""
         self._due.pop(key, None)
         self._failures.pop(key, None)
+        self._tidy()
 
     def __len__(self) -> int:
         return len(self._due)
 
+    @property
+    def ready(self) -> int:
+        """Keys whose time has come; the others are put off."""
+        now = self._clock()
+        return sum(due <= now for due in self._due.values())
+
+    @property
+    def held(self) -> int:
+        """Entries in memory, those that are superseded and not dropped yet included."""
+        return len(self._heap) + len(self._failures)
+
+    def close(self) -> None:
+        """No key is handed out any more; the workers end."""
+        self._closed = True
+        self._changed.set()
+
+    async def drain(self, seconds: float) -> bool:
+        """Close, and wait for what is being handled; says whether all of it ended in that time."""
+        self.close()
+        end = asyncio.get_running_loop().time() + seconds
+        while self._busy and asyncio.get_running_loop().time() < end:
+            await asyncio.sleep(0.02)
+        return not self._busy
+
+    def _tidy(self) -> None:
+        """A superseded entry stays in the heap until it is due, which may be in days: where most of
+        them are such, they go."""
+        if len(self._heap) > 2 * len(self._due) + 16:
+            entries = [e for e in self._heap if self._due.get(e[2]) == e[0]]
+            self._heap = entries
+            heapq.heapify(self._heap)
+
     async def work(self, handle: Callable[[Key], Awaitable[float | None]]) -> None:
-        """One worker, for ever: `handle` returns the seconds after which to look again, or None.
-        When it raises, the key is tried again with growing pauses."""
+        """One worker, until the queue is closed: `handle` returns the seconds after which to look
+        again, or None. When it raises, the key is tried again with growing pauses."""
         while True:
             key = await self._next()
+            if key is None:
+                return
             self._busy.add(key)
             again: float | None
             try:
@@ -63,8 +100,8 @@ class WorkQueue(Generic[Key]):
             if again is not None:
                 self.add(key, again)
 
-    async def _next(self) -> Key:
-        while True:
+    async def _next(self) -> Key | None:
+        while not self._closed:
             now = self._clock()
             put_back: list[tuple[float, int, Key]] = []
             found: Key | None = None
@@ -90,3 +127,4 @@ class WorkQueue(Generic[Key]):
                 await asyncio.wait_for(self._changed.wait(), pause)
             except TimeoutError:
                 pass
+        return None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 PREFIX = "FINETUNE_"
@@ -39,6 +41,16 @@ class Settings:
     """Form of the log lines."""
     resync_seconds: float = 300.0
     """How often every job is looked at, whatever the events said."""
+    identity: str = field(default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}")
+    """Name of this replica in the Lease. No two may have the same at the same time; one that is
+    started anew may have its old one, and then leads at once again."""
+    lease_name: str = "finetune-operator"
+    """The Lease that the replicas share."""
+    lease_seconds: float = 10.0
+    """After so many seconds without a sign of life of the leader another replica leads."""
+    watch_silence_seconds: float = 70.0
+    """A watch over which nothing came for so long is made anew. The API server sends a bookmark
+    every 60 seconds."""
 
     @staticmethod
     def from_env(environ: Mapping[str, str]) -> Settings:
@@ -56,6 +68,12 @@ class Settings:
                 return float(raw)
             except ValueError:
                 raise SettingsError(f"{PREFIX}{name} must be a number, not {raw!r}") from None
+
+        def at_least(least: float, name: str, default: float) -> float:
+            value = number(name, default)
+            if value < least:
+                raise SettingsError(f"{PREFIX}{name} must be {least} or more, not {value:g}")
+            return value
 
         pull, log = text("TRAINER_PULL_POLICY", "IfNotPresent"), text("LOG_FORMAT", "text")
         if pull not in ("Always", "IfNotPresent", "Never"):
@@ -77,4 +95,8 @@ class Settings:
             watch_namespaces=tuple(n.strip() for n in names if n.strip()),
             log_format=log,  # type: ignore[arg-type]
             resync_seconds=number("RESYNC_SECONDS", 300.0),
+            identity=text("IDENTITY", f"{socket.gethostname()}-{os.getpid()}"),
+            lease_name=text("LEASE_NAME", "finetune-operator"),
+            lease_seconds=at_least(2, "LEASE_SECONDS", 10.0),
+            watch_silence_seconds=at_least(1, "WATCH_SILENCE_SECONDS", 70.0),
         )

@@ -18,6 +18,10 @@ from tools import run_tool
 from finetune_api import progress
 from finetune_operator import names
 from finetune_operator.cluster import ApiError, Cluster, connect
+from finetune_operator.election import Election
+from finetune_operator.lease import Fence, Moment
+from finetune_operator.observe import trim
+from finetune_operator.settings import Settings
 
 pytestmark = pytest.mark.cluster
 
@@ -113,7 +117,8 @@ def test_a_release_lives_and_leaves_only_crds_and_profiles_behind(server: Path) 
     assert done.returncode == 0, done.stderr
     assert get(server, "finetuneprofile", "standard")
     kinds = (
-        "deployments,services,secrets,clusterroles,clusterrolebindings,configmaps,serviceaccounts"
+        "deployments,services,secrets,roles,rolebindings,clusterroles,clusterrolebindings,"
+        "configmaps,serviceaccounts"
     )
     selector = "app.kubernetes.io/name=finetune-operator"
     left = get(server, kinds, "--all-namespaces", "--selector", selector)["items"]
@@ -129,11 +134,12 @@ def test_the_api_server_knows_every_field_of_every_object(server: Path) -> None:
             "nodeSelector": {"kubernetes.io/arch": "amd64"},
             "tolerations": [{"key": "system", "operator": "Exists"}],
             "priorityClassName": "system-cluster-critical",
+            "replicas": 2,
         },
     }
     manifests = render(values)
     answer = apply(server, *manifests, dry_run="server")
-    assert len(answer.splitlines()) == len(manifests) == 14
+    assert len(answer.splitlines()) == len(manifests) == 17
 
 
 def test_a_restricted_namespace_takes_the_operators_pod(server: Path) -> None:
@@ -176,10 +182,11 @@ async def use(cluster: Cluster) -> None:
     """Every method of `Cluster`, the watches of `handlers` and each kind of child."""
     job = await cluster.job("team-a", "first")
     assert job is not None
-    assert [j["metadata"]["name"] for j in await cluster.all_jobs(())] == ["first"]
-    assert [j["metadata"]["name"] for j in await cluster.all_jobs(("team-a", "team-b"))] == [
-        "first"
-    ]
+    for namespaces in ((), ("team-a", "team-b")):
+        listed = await cluster.all_jobs(namespaces)
+        assert [j["metadata"]["name"] for j in listed.items] == ["first"]
+        await cluster.all_children(namespaces, trim)
+    await lead(cluster)
     await cluster.profiles()
     await cluster.run_config_map("team-a", "first")
     owner = {
@@ -199,6 +206,8 @@ async def use(cluster: Cluster) -> None:
     pod = {"metadata": {"ownerReferences": [{"kind": "Job", "name": "first-train-1", "uid": "x"}]}}
     assert await cluster.owns("team-a", pod, owner["uid"]) is False
     await cluster.apply_status("team-a", "first", {"phase": "Pending"}, names.FIELD_OWNER)
+    with pytest.raises(ApiError, match="409"):
+        await cluster.report_progress("team-a", "first", {}, 1)
     reference = {"kind": "FineTuneJob", "name": "first", "namespace": "team-a"}
     event = {
         "metadata": {"name": "first.1", "namespace": "team-a"},
@@ -219,6 +228,19 @@ async def use(cluster: Cluster) -> None:
     )
     for path in watched:
         await cluster._request("GET", path, {"watch": "true", "timeoutSeconds": "1"})
+
+
+async def lead(cluster: Cluster) -> None:
+    """Create the Lease, renew it, release it."""
+
+    def clock() -> Moment:
+        return Moment(time.monotonic(), time.time())
+
+    settings = Settings(namespace=NAMESPACE, trainer_image="x", progress_url="x", identity="me")
+    election = Election(cluster, settings, Fence(10, clock), clock)
+    await election.acquire()
+    assert await election._turn()
+    await election.release()
 
 
 def children() -> list[Manifest]:
@@ -265,6 +287,8 @@ def children() -> list[Manifest]:
         ("delete", "finetunejobs"),
         ("create", "finetuneprofiles"),
         ("create", "serviceaccounts/token"),
+        ("delete", "leases.coordination.k8s.io"),
+        ("list", "leases.coordination.k8s.io"),
         ("create", "rolebindings.rbac.authorization.k8s.io"),
     ],
 )

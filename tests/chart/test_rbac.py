@@ -43,6 +43,19 @@ def test_the_operator_may_do_exactly_this_in_the_whole_cluster() -> None:
     ]
 
 
+def test_the_operator_may_do_exactly_this_with_leases_in_its_own_namespace() -> None:
+    role = only(render(), "Role", "finetune-operator-lease")
+    assert role["metadata"]["namespace"] == NAMESPACE
+    own = rule("coordination.k8s.io", "leases", "get", "update")
+    assert role["rules"] == [
+        rule("coordination.k8s.io", "leases", "create"),
+        own | {"resourceNames": ["finetune-operator"]},
+    ]
+    binding = only(render(), "RoleBinding", "finetune-operator-lease")
+    assert (binding["metadata"]["namespace"], binding["subjects"]) == (NAMESPACE, SUBJECTS)
+    assert binding["roleRef"] == role_ref("finetune-operator-lease") | {"kind": "Role"}
+
+
 def test_those_who_may_view_a_namespace_may_see_its_jobs() -> None:
     role = only(render(), "ClusterRole", f"{NAME}-view")
     assert role["rules"] == [
@@ -66,7 +79,7 @@ def aggregated_to(role: Manifest) -> list[str]:
 
 def test_without_watched_namespaces_the_rights_hold_everywhere() -> None:
     rendered = render()
-    assert names(rendered, "RoleBinding") == []
+    assert names(rendered, "RoleBinding") == [(NAMESPACE, "finetune-operator-lease")]
     assert names(rendered, "ClusterRoleBinding") == [
         (None, f"{NAME}-cluster"),
         (None, f"{NAME}-jobs"),
@@ -80,9 +93,12 @@ def test_without_watched_namespaces_the_rights_hold_everywhere() -> None:
 def test_with_watched_namespaces_the_rights_hold_in_these_only() -> None:
     rendered = render({"watchNamespaces": ["team-a", "team-b"]})
     assert names(rendered, "ClusterRoleBinding") == [(None, f"{NAME}-cluster")]
-    bindings = [m for m in rendered if m["kind"] == "RoleBinding"]
+    of_jobs = f"{NAME}-jobs"
+    bindings = [
+        m for m in rendered if m["kind"] == "RoleBinding" and m["metadata"]["name"] == of_jobs
+    ]
     assert [m["metadata"]["namespace"] for m in bindings] == ["team-a", "team-b"]
-    assert [m["roleRef"] for m in bindings] == [role_ref(f"{NAME}-jobs")] * 2
+    assert [m["roleRef"] for m in bindings] == [role_ref(of_jobs)] * 2
     assert [m["subjects"] for m in bindings] == [SUBJECTS] * 2
 
 

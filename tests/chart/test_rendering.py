@@ -65,6 +65,8 @@ def test_the_defaults_make_these_objects(defaults: list[Manifest]) -> None:
         ("CustomResourceDefinition", "finetunejobs.finetune-operator.io"),
         ("CustomResourceDefinition", "finetuneprofiles.finetune-operator.io"),
         ("Deployment", "finetune-operator"),
+        ("Role", "finetune-operator-lease"),
+        ("RoleBinding", "finetune-operator-lease"),
         ("Secret", "finetune-operator-tls"),
         ("Service", "finetune-operator"),
         ("ServiceAccount", "finetune-operator"),
@@ -109,6 +111,9 @@ def test_objects_are_named_after_the_release(
 def test_the_operator_is_told_exactly_this(defaults: list[Manifest]) -> None:
     assert environment(defaults) == {
         "FINETUNE_NAMESPACE": {"fieldRef": {"fieldPath": "metadata.namespace"}},
+        "FINETUNE_IDENTITY": {"fieldRef": {"fieldPath": "metadata.name"}},
+        "FINETUNE_LEASE_NAME": "finetune-operator",
+        "FINETUNE_LEASE_SECONDS": "10",
         "FINETUNE_TRAINER_IMAGE": "localhost/finetune-trainer:dev",
         "FINETUNE_TRAINER_PULL_POLICY": "IfNotPresent",
         "FINETUNE_PROGRESS_URL": f"https://{HOST}:8443",
@@ -121,11 +126,12 @@ def test_the_operator_is_told_exactly_this(defaults: list[Manifest]) -> None:
 
 
 def test_the_operator_understands_all_that_it_is_told(defaults: list[Manifest]) -> None:
-    told = {**environment(defaults), "FINETUNE_NAMESPACE": NAMESPACE}
+    told = {**environment(defaults), "FINETUNE_NAMESPACE": NAMESPACE, "FINETUNE_IDENTITY": "pod"}
     assert Settings.from_env(told) == Settings(
         namespace=NAMESPACE,
         trainer_image="localhost/finetune-trainer:dev",
         progress_url=f"https://{HOST}:8443",
+        identity="pod",
     )
     known = {PREFIX + field.name.upper() for field in dataclasses.fields(Settings)}
     assert told.keys() <= known
@@ -136,7 +142,7 @@ def test_values_reach_the_operator() -> None:
         render(
             {
                 "watchNamespaces": ["team-a", "team-b"],
-                "operator": {"logFormat": "json"},
+                "operator": {"logFormat": "json", "leaderElection": {"leaseSeconds": 20}},
                 "trainer": {
                     "image": {"repository": "r.example/t", "tag": "2", "pullPolicy": "Never"}
                 },
@@ -145,6 +151,7 @@ def test_values_reach_the_operator() -> None:
     )
     assert told["FINETUNE_WATCH_NAMESPACES"] == "team-a,team-b"
     assert told["FINETUNE_LOG_FORMAT"] == "json"
+    assert told["FINETUNE_LEASE_SECONDS"] == "20"
     assert told["FINETUNE_TRAINER_IMAGE"] == "r.example/t:2"
     assert told["FINETUNE_TRAINER_PULL_POLICY"] == "Never"
 
@@ -158,9 +165,31 @@ def test_a_digest_beats_the_tag() -> None:
     assert told == f"localhost/finetune-trainer@{DIGEST}"
 
 
-def test_there_is_one_operator_at_a_time(defaults: list[Manifest]) -> None:
+def test_an_update_starts_a_replica_before_it_ends_one(defaults: list[Manifest]) -> None:
     spec = only(defaults, "Deployment")["spec"]
-    assert (spec["replicas"], spec["strategy"]) == (1, {"type": "Recreate"})
+    rolling = {"maxSurge": 1, "maxUnavailable": 0}
+    assert (spec["replicas"], spec["strategy"]) == (
+        1,
+        {"type": "RollingUpdate", "rollingUpdate": rolling},
+    )
+    assert "topologySpreadConstraints" not in spec["template"]["spec"]
+
+
+def test_two_replicas_are_spread_and_a_drain_takes_one_at_a_time() -> None:
+    rendered = render({"operator": {"replicas": 2}})
+    spec = only(rendered, "Deployment")["spec"]
+    selector = spec["selector"]
+    assert spec["replicas"] == 2
+    assert spec["template"]["spec"]["topologySpreadConstraints"] == [
+        {
+            "maxSkew": 1,
+            "topologyKey": "kubernetes.io/hostname",
+            "whenUnsatisfiable": "ScheduleAnyway",
+            "labelSelector": selector,
+        }
+    ]
+    budget = only(rendered, "PodDisruptionBudget")
+    assert budget["spec"] == {"maxUnavailable": 1, "selector": selector}
 
 
 def test_the_pod_keeps_to_the_restricted_pod_security_standard(defaults: list[Manifest]) -> None:

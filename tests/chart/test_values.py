@@ -93,7 +93,9 @@ def test_the_table_of_the_readme_says_what_values_yaml_says() -> None:
 
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"replicas": 2}, "replicas"),
-    ({"operator": {"replicas": 2}}, "replicas"),
+    ({"operator": {"replicas": 0}}, "replicas"),
+    ({"operator": {"leaderElection": {"leaseSeconds": 1}}}, "leaseSeconds"),
+    ({"operator": {"leaderElection": {"enabled": False}}}, "enabled"),
     ({"operator": {"image": {"name": "x"}}}, "name"),
     ({"operator": {"image": {"tag": ""}}}, "tag"),
     ({"operator": {"image": {"digest": "0000"}}}, "digest"),
@@ -133,6 +135,8 @@ def test_every_value_at_once_is_accepted() -> None:
             "watchNamespaces": ["team-a", "team-b"],
             "operator": {
                 "image": {"repository": "registry.example:5000/ft/operator", "digest": DIGEST},
+                "replicas": 2,
+                "leaderElection": {"leaseSeconds": 15},
                 "logFormat": "json",
                 "resources": {"requests": {"cpu": 1}, "limits": {"memory": "1Gi"}},
                 "podAnnotations": {"example.com/port": "8080"},
@@ -159,7 +163,9 @@ def test_every_value_at_once_is_accepted() -> None:
         *["CustomResourceDefinition"] * 2,
         "Deployment",
         "FineTuneProfile",
-        *["RoleBinding"] * 2,
+        "PodDisruptionBudget",
+        "Role",
+        *["RoleBinding"] * 3,
         "Service",
         "ServiceAccount",
         "ServiceMonitor",

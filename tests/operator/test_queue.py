@@ -135,3 +135,52 @@ def test_a_handler_says_when_to_look_again() -> None:
 
     play(scenario, handle)
     assert len(handled) == 2
+
+
+def test_keys_that_come_and_go_leave_nothing_behind_whatever_was_put_off_for_days() -> None:
+    queue: WorkQueue[str] = WorkQueue(lambda: 0.0)
+    for number in range(1000):
+        queue.add(f"job-{number}", 86_400.0)
+        queue.add(f"job-{number}", 3600.0)
+        queue.forget(f"job-{number}")
+    assert (len(queue), queue.held <= 16) == (0, True)
+
+
+def test_what_is_put_off_is_handled_although_older_entries_were_dropped() -> None:
+    handled: list[str] = []
+
+    async def handle(key: str) -> None:
+        handled.append(key)
+
+    async def scenario(queue: WorkQueue[str], advance: Callable[[float], Awaitable[None]]) -> None:
+        queue.add("kept", 50.0)
+        for number in range(100):
+            queue.add(f"gone-{number}", 10.0)
+            queue.forget(f"gone-{number}")
+        await advance(60)
+
+    play(scenario, handle)
+    assert handled == ["kept"]
+
+
+def test_a_queue_that_is_drained_ends_what_is_under_way_and_begins_nothing() -> None:
+    begun: list[str] = []
+    ended: list[str] = []
+    release = asyncio.Event()
+
+    async def handle(key: str) -> None:
+        begun.append(key)
+        await release.wait()
+        ended.append(key)
+
+    async def scenario(queue: WorkQueue[str], advance: Callable[[float], Awaitable[None]]) -> None:
+        for key in ("a", "b", "c"):
+            queue.add(key)
+        await advance(0)
+        assert await queue.drain(0.05) is False, "two are under way"
+        release.set()
+        assert await queue.drain(5) is True
+        await advance(0)
+
+    play(scenario, handle)
+    assert (begun, ended) == (["a", "b"], ["a", "b"])

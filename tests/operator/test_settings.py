@@ -31,6 +31,7 @@ def test_namespaces_are_a_list() -> None:
     [
         ({"FINETUNE_TRAINER_IMAGE": ""}, "set FINETUNE_TRAINER_IMAGE"),
         ({"FINETUNE_METRICS_PORT": "http"}, "FINETUNE_METRICS_PORT must be a number, not 'http'"),
+        ({"FINETUNE_LEASE_SECONDS": "1"}, "FINETUNE_LEASE_SECONDS must be 2 or more, not 1"),
         ({"FINETUNE_LOG_FORMAT": "xml"}, "FINETUNE_LOG_FORMAT must be text or json"),
         (
             {"FINETUNE_TRAINER_PULL_POLICY": "Sometimes"},

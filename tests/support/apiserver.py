@@ -16,13 +16,17 @@ from pathlib import Path
 import pytest
 from tools import ROOT, run_tool
 
+from localcluster import controlplane, tools
+from localcluster.layout import Layout
+from localcluster.processes import Processes
+
 
 @contextmanager
 def api_server() -> Iterator[Path]:
     """The kubeconfig of an administrator; the server is gone when the block ends."""
     directory = Path(tempfile.mkdtemp(prefix="finetune-api-"))
     try:
-        _localcluster("up", "--nodes", "0", "--dir", str(directory))
+        up(directory)
         yield directory / "kubeconfig"
     finally:
         _localcluster("down", "--purge", "--dir", str(directory))
@@ -34,6 +38,27 @@ def kubeconfig() -> Iterator[Path]:
     """One API server for all tests of a session."""
     with api_server() as path:
         yield path
+
+
+def up(directory: Path) -> None:
+    """Start whatever of the control plane in a directory does not run."""
+    _localcluster("up", "--nodes", "0", "--dir", str(directory))
+
+
+def stop_process(kubeconfig: Path, name: str) -> None:
+    """Stop one process of the control plane; `up` starts it again."""
+    Processes(Layout.of(kubeconfig.parent)).stop(name)
+
+
+def hurry_controllers(kubeconfig: Path) -> None:
+    """A controller manager without its limit of 20 requests a second, for many objects."""
+    layout = Layout.of(kubeconfig.parent)
+    program = tools.ensure(("kube-controller-manager",))["kube-controller-manager"]
+    command = controlplane.controller_manager_command(program, layout)
+    processes = Processes(layout)
+    processes.stop("kube-controller-manager")
+    faster = ["--kube-api-qps=2000", "--kube-api-burst=4000", "--concurrent-gc-syncs=50"]
+    processes.start("kube-controller-manager", [*command, *faster])
 
 
 def _localcluster(*arguments: str) -> None:

@@ -1,0 +1,99 @@
+"""When something was last heard over each watch: a connection can be dead without being closed.
+
+Kopf makes a watch anew over which nothing came for `Settings.watch_silence_seconds`. This module
+is the second look at it: it sees every answer and every piece of a stream on Kopf's own
+connections, so that `/healthz` can tell when even that does not help. It also tells when a watch
+lists anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any
+
+import aiohttp
+
+DEAF_AFTER = 2.5
+"""Times `watch_silence_seconds`: two attempts to make a watch anew, half of one for the lists."""
+
+
+class Watches:
+    """What was heard, by path of the resource. One for each operator that leads."""
+
+    def __init__(
+        self, clock: Callable[[], float], silence_seconds: float, on_relist: Callable[[], None]
+    ) -> None:
+        self._clock = clock
+        self._limit = DEAF_AFTER * silence_seconds
+        self._on_relist = on_relist
+        self._heard: dict[str, float] = {}
+        self._listed: set[str] = set()
+
+    def deaf(self) -> str | None:
+        """The watch that was silent for too long, in a sentence; None: all is well."""
+        now = self._clock()
+        for path, time in self._heard.items():
+            if now - time > self._limit:
+                return f"nothing was heard of {path} for {now - time:.0f} s"
+        return None
+
+    def asked(self, path: str) -> None:
+        """A request was sent; where nothing has ever been heard, the time counts from here."""
+        self._heard.setdefault(path, self._clock())
+
+    def heard(self, path: str) -> None:
+        """An answer, an event or a bookmark."""
+        self._heard[path] = self._clock()
+
+    def listed(self, path: str) -> None:
+        """A whole list was asked for. A second one means that the watch had lost its place."""
+        if path in self._listed:
+            self._on_relist()
+        self._listed.add(path)
+
+    def session(self, **arguments: Any) -> aiohttp.ClientSession:
+        """A session of aiohttp, listened to."""
+        watches = self
+
+        class Response(aiohttp.ClientResponse):
+            async def start(self, connection: Any) -> aiohttp.ClientResponse:
+                await super().start(connection)
+                path, query = self.url.path, self.url.query
+                if self.status == 200 and is_of_a_watch(query):
+                    watches.heard(path)
+                    if "watch" not in query and "continue" not in query:
+                        watches.listed(path)
+                    self.content = _Heard(  # type: ignore[assignment]
+                        self.content, lambda: watches.heard(path)
+                    )
+                return self
+
+        async def asked(_: Any, __: Any, request: aiohttp.TraceRequestStartParams) -> None:
+            if is_of_a_watch(request.url.query):
+                self.asked(request.url.path)
+
+        trace = aiohttp.TraceConfig()
+        trace.on_request_start.append(asked)
+        return aiohttp.ClientSession(response_class=Response, trace_configs=[trace], **arguments)
+
+
+def is_of_a_watch(query: Mapping[str, str]) -> bool:
+    """Whether a request is a watch or a page of its list, and not one that is made once to find out
+    what the API server knows."""
+    return "watch" in query or "limit" in query
+
+
+class _Heard:
+    """A stream that tells when something comes over it; everything else is the stream's own."""
+
+    def __init__(self, stream: aiohttp.StreamReader, heard: Callable[[], None]) -> None:
+        self._stream = stream
+        self._heard = heard
+
+    async def iter_chunked(self, size: int) -> AsyncIterator[bytes]:
+        async for chunk in self._stream.iter_chunked(size):
+            self._heard()
+            yield chunk
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
