@@ -78,6 +78,7 @@ def test_the_facts_say_what_there_is_to_train_on(tmp_path: Path, model: Path, da
             gradient_checkpointing=False,
         ),
         estimate=facts.estimate,
+        shape=inspect_model(model, "tiny").shape,
     )
     assert [sample.count("⟦") for sample in facts.samples] == [1, 1, 1]
     assert facts.estimate == estimate(inspect_model(model, "tiny").shape, Setup.of(run))
