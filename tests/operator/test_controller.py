@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any, cast
 
 import builders
@@ -46,6 +47,9 @@ class OneJob:
     async def children(self, namespace: str, job: str) -> tuple[list[Json], list[Json]]:
         jobs = [o for (kind, _), o in self.simulation.objects.items() if kind == "Job"]
         return jobs, self.simulation.pods
+
+    async def events_about(self, namespace: str, uids: Sequence[str]) -> list[Json]:
+        return []
 
     async def profiles(self) -> list[Json]:
         return [{"metadata": {"name": "standard"}, "spec": builders.PROFILE}]

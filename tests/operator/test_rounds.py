@@ -84,7 +84,7 @@ def test_a_job_for_which_nothing_is_to_be_done_is_seen_and_left_alone() -> None:
     lists, controller, rounds = operator(in_training())
     asyncio.run(rounds.go())
     assert lists.asked == ["jobs", "children", "profiles", "config map of docs"]
-    assert len(controller.queue) == 0
+    assert (controller.queue.ready, len(controller.queue)) == (0, 1)  # later: do reports come?
     assert controller.metrics.statuses()[KEY].phase == "Running"
 
 
@@ -93,7 +93,7 @@ def test_a_job_for_which_something_is_to_be_done_gets_a_pass_that_reads_live() -
     simulation.fail("docs-train-0", {0: builders.failure("Killed", "killed", 5.0)})
     _, controller, rounds = operator(simulation)
     asyncio.run(rounds.go())
-    assert len(controller.queue) == 1
+    assert controller.queue.ready == 1
 
 
 def test_a_finished_job_costs_nothing_but_its_place_in_the_list() -> None:
@@ -113,7 +113,7 @@ def test_a_job_that_cannot_be_decided_on_does_not_stop_the_round() -> None:
     simulation.objects[("ConfigMap", "docs-run")] = broken
     _, controller, rounds = operator(simulation)
     asyncio.run(rounds.go())
-    assert len(controller.queue) == 1
+    assert controller.queue.ready == 1
 
 
 def test_what_a_round_has_seen_is_known_by_its_resource_version() -> None:
