@@ -228,6 +228,21 @@ async def use(cluster: Cluster) -> None:
     )
     for path in watched:
         await cluster._request("GET", path, {"watch": "true", "timeoutSeconds": "1"})
+    await cluster.fail_pod("team-a", "none", "no uid")
+    await cluster.force_delete_pod("team-a", "none", "no uid")
+    await delete(cluster, owner["uid"])
+
+
+async def delete(cluster: Cluster, uid: str) -> None:
+    """Only the very job, as it was read."""
+    job = await cluster.job("team-a", "first")
+    assert job is not None
+    version = int(job["metadata"]["resourceVersion"])
+    await cluster.delete_job("team-a", "first", uid, version - 1)
+    await cluster.delete_job("team-a", "first", "another uid", version)
+    assert await cluster.job("team-a", "first") == job
+    await cluster.delete_job("team-a", "first", uid, version)
+    assert await cluster.job("team-a", "first") is None
 
 
 async def lead(cluster: Cluster) -> None:
@@ -280,11 +295,13 @@ def children() -> list[Manifest]:
         ("get", "pods/log"),
         ("create", "pods/exec"),
         ("create", "pods"),
-        ("delete", "pods"),
+        ("patch", "pods"),
+        ("deletecollection", "pods"),
         ("delete", "jobs.batch"),
+        ("delete", "persistentvolumeclaims"),
         ("update", "finetunejobs"),
         ("patch", "finetunejobs"),
-        ("delete", "finetunejobs"),
+        ("deletecollection", "finetunejobs"),
         ("create", "finetuneprofiles"),
         ("create", "serviceaccounts/token"),
         ("delete", "leases.coordination.k8s.io"),
