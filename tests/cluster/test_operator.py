@@ -453,7 +453,9 @@ def test_an_immutable_object_stays_as_it_was_made(
     kube: Kube, kubeconfig: Path, namespace: str
 ) -> None:
     """A newer operator may write it otherwise, and would be refused for ever."""
-    owner = {"apiVersion": "v1", "kind": "ConfigMap", "name": "owner", "uid": "u-1"}
+    path = f"/api/v1/namespaces/{namespace}/configmaps"
+    made = kube.create(path, {"metadata": {"name": "owner"}})["metadata"]
+    owner = {"apiVersion": "v1", "kind": "ConfigMap", "name": "owner", "uid": made["uid"]}
     metadata = {"name": "docs-run-1", "namespace": namespace, "ownerReferences": [owner]}
     first = {
         "apiVersion": "v1",
@@ -472,7 +474,7 @@ def test_an_immutable_object_stays_as_it_was_made(
             await cluster.close()
 
     asyncio.run(twice())
-    found = kube.get(f"/api/v1/namespaces/{namespace}/configmaps/docs-run-1")
+    found = kube.get(f"{path}/docs-run-1")
     assert found is not None
     assert found["data"] == {"run.json": "1"}
 
