@@ -68,6 +68,13 @@ class Watches:
                     )
                 return self
 
+            async def json(self, **options: Any) -> Any:
+                """An empty list of metadata comes as `null`, which Kopf does not expect."""
+                body = await super().json(**options)
+                if isinstance(body, dict) and body.get("items", ()) is None:
+                    body["items"] = []
+                return body
+
         async def asked(_: Any, __: Any, request: aiohttp.TraceRequestStartParams) -> None:
             if is_of_a_watch(request.url.query):
                 self.asked(request.url.path)

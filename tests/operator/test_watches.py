@@ -103,3 +103,24 @@ def test_answers_pages_and_pieces_of_a_stream_are_heard(clock: Clock) -> None:
     # Two pages, the headers of the watch, and its two pieces; a refusal is no sign of life, and
     # what is asked once is no watch.
     assert (heard, relists) == (["/pods"] * 5, [])
+
+
+def test_an_empty_list_is_a_list_although_the_api_server_may_call_it_null(clock: Clock) -> None:
+    watches = Watches(clock, 70, on_relist=lambda: None)
+
+    async def serve(_: web.Request) -> web.Response:
+        return web.json_response({"kind": "PartialObjectMetadataList", "items": None})
+
+    async def run() -> Any:
+        app = web.Application()
+        app.router.add_get("/pods", serve)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        url = f"http://127.0.0.1:{runner.addresses[0][1]}/pods?limit=5"
+        async with watches.session() as session, session.get(url) as answer:
+            found = await answer.json()
+        await runner.cleanup()
+        return found
+
+    assert asyncio.run(run()) == {"kind": "PartialObjectMetadataList", "items": []}
