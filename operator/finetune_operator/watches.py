@@ -13,8 +13,8 @@ from typing import Any
 
 import aiohttp
 
-DEAF_AFTER = 2.5
-"""Times `watch_silence_seconds`: two attempts to make a watch anew, half of one for the lists."""
+DEAF_AFTER = 1.25
+"""Times `watch_silence_seconds`: the watch should have been made anew, and nothing was heard."""
 
 
 class Watches:

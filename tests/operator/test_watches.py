@@ -30,11 +30,11 @@ def test_a_watch_is_deaf_when_nothing_was_heard_of_it_for_too_long(clock: Clock)
     assert watches.deaf() is None
     watches.asked("/api/v1/pods")
     watches.heard("/apis/batch/v1/jobs")
-    clock.time += 175
+    clock.time += 87
     assert watches.deaf() is None
     clock.time += 1
     watches.heard("/apis/batch/v1/jobs")
-    assert watches.deaf() == "nothing was heard of /api/v1/pods for 176 s"
+    assert watches.deaf() == "nothing was heard of /api/v1/pods for 88 s"
     watches.heard("/api/v1/pods")
     assert watches.deaf() is None
 
@@ -49,11 +49,11 @@ def test_the_second_whole_list_of_a_resource_is_told(clock: Clock) -> None:
     assert told == ["again"]
 
 
-def test_a_silent_connection_is_found_in_less_than_90_seconds_by_default() -> None:
+def test_a_silent_connection_is_found_and_told_in_less_than_90_seconds_by_default() -> None:
     settings = Settings(namespace="x", trainer_image="x", progress_url="x")
     # The API server sends a bookmark every 60 s or so: less would be a false alarm.
-    assert 60 < settings.watch_silence_seconds < 80
-    assert DEAF_AFTER * settings.watch_silence_seconds > 2 * settings.watch_silence_seconds
+    assert settings.watch_silence_seconds > 60
+    assert settings.watch_silence_seconds + 15 < DEAF_AFTER * settings.watch_silence_seconds < 90
 
 
 def test_answers_pages_and_pieces_of_a_stream_are_heard(clock: Clock) -> None:
