@@ -65,7 +65,7 @@ class Election:
             pause = self.round_seconds if renewed else LOOK_SECONDS
             await self._sleep(min(pause, self.fence.remaining()))
             renewed = await self._turn()
-        raise LeaseLostError("the lease is lost, so this process ends")
+        raise LeaseLostError("the lease is lost")
 
     async def release(self) -> None:
         """Let another one lead at once. Only when nothing of ours is under way any more."""

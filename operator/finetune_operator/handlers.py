@@ -8,6 +8,7 @@ and the queue belongs to the event loop.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import aiohttp
@@ -23,10 +24,16 @@ WORKERS = 4
 CONNECT_SECONDS = 10.0
 REQUEST_SECONDS = 30.0
 
+KOPF_END_SECONDS = 5.0
+
 METADATA = "application/json;as={};g=meta.k8s.io;v=v1"
 PARTS = ("PartialObjectMetadataList", "PartialObjectMetadata")
 ACCEPT = ",".join([*map(METADATA.format, PARTS), "application/json"])
 """Events are keys to us, so the watches carry metadata alone: a tenth of a pod."""
+
+
+class WatchesEndedError(Exception):
+    """A watch has failed for good; the text says why."""
 
 
 def register(
@@ -95,6 +102,42 @@ def listened_to(found: Any, watches: Watches, user_agent: str) -> kopf.AiohttpSe
         priority=found.priority,
         aiohttp_session=session,
     )
+
+
+async def watch(
+    controller: Controller,
+    rounds: Rounds,
+    watches: Watches,
+    ready: asyncio.Event,
+    spawned: Callable[[], None],
+) -> None:
+    """Kopf's watches, until cancelled; raises `WatchesEndedError` when one of them has failed.
+
+    Args:
+        ready: Set when the watches are up.
+        spawned: Called when Kopf has taken the process' signals, which are not for it.
+    """
+    registry = kopf.OperatorRegistry()
+    register(registry, controller, rounds, watches)
+    namespaces = controller.settings.watch_namespaces
+    others = asyncio.all_tasks()  # at its end Kopf cancels every task that it does not know
+    tasks = await kopf.spawn_tasks(
+        registry=registry,
+        standalone=True,
+        clusterwide=not namespaces,
+        namespaces=namespaces,
+        ready_flag=ready,
+    )
+    spawned()
+    running = asyncio.create_task(kopf.run_tasks(tasks, ignored=others))
+    try:
+        # Not `await running`: after a failure Kopf may wait for ever for its other watches.
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        reasons = [str(t.exception()) for t in done if not t.cancelled() and t.exception()]
+        raise WatchesEndedError("; ".join(reasons) or "Kopf has ended")
+    finally:
+        running.cancel()
+        await asyncio.wait({running}, timeout=KOPF_END_SECONDS)
 
 
 async def work(controller: Controller, rounds: Rounds) -> None:

@@ -16,8 +16,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import kopf
-
 from finetune_operator import handlers, logs
 from finetune_operator.cluster import Cluster, connect
 from finetune_operator.controller import Controller, now
@@ -33,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 DRAIN_SECONDS = 5.0
 """For passes that are under way at SIGTERM."""
+CLOSING_SECONDS = 15
 STUCK_SECONDS = 60.0
 """A candidate looks at the Lease every second; one that has not for so long is stuck."""
 
@@ -93,20 +92,8 @@ class Replica:
 
     async def _watch(self) -> None:
         await self.rounds.tried.wait()  # it has seen what the first lists of the watches tell
-        registry = kopf.OperatorRegistry()
-        handlers.register(registry, self.controller, self.rounds, self.watches)
-        namespaces = self.settings.watch_namespaces
-        not_of_kopf = asyncio.all_tasks()  # at its end Kopf cancels what it does not know
-        tasks = await kopf.spawn_tasks(
-            registry=registry,
-            standalone=True,
-            clusterwide=not namespaces,
-            namespaces=namespaces,
-            ready_flag=self._watching,
-        )
-        self.take_signals()  # Kopf has just taken them, but passes come to their end before watches
-        await kopf.run_tasks(tasks, ignored=not_of_kopf)
-        raise RuntimeError("the watches have ended")  # an error of the whole process
+        parts = (self.controller, self.rounds, self.watches)
+        await handlers.watch(*parts, self._watching, self.take_signals)
 
     async def retire(self, leading: asyncio.Task[None]) -> None:
         """End in order: passes first, then the watches, then the Lease. When a write may still be
@@ -147,6 +134,7 @@ async def run(settings: Settings) -> int:
         await replica.retire(leading)
         return 0
     finally:
+        signal.alarm(CLOSING_SECONDS)  # ends the process, whatever does not let itself be closed
         for task in (leading, stopping):
             task.cancel()
         await asyncio.gather(leading, stopping, return_exceptions=True)
@@ -157,10 +145,11 @@ async def run(settings: Settings) -> int:
 
 
 def _why(leading: asyncio.Task[Any]) -> int:
-    """Log what ended the work; an expected loss of the Lease without a trace of the stack."""
+    """Log what ended the work; what is expected to happen without a trace of the stack."""
     error = leading.exception()
-    if error is not None and all(isinstance(e, LeaseLostError) for e in _leaves(error)):
-        logger.error("%s", next(_leaves(error)))
+    expected = (LeaseLostError, handlers.WatchesEndedError)
+    if error is not None and all(isinstance(e, expected) for e in _leaves(error)):
+        logger.error("this process ends: %s", next(_leaves(error)))
     else:
         logger.error("this process ends", exc_info=error)
     return 1

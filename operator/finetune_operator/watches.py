@@ -13,8 +13,8 @@ from typing import Any
 
 import aiohttp
 
-DEAF_AFTER = 2.5
-"""Times `watch_silence_seconds`: two attempts to make a watch anew, half of one for the lists."""
+DEAF_AFTER = 1.25
+"""Times `watch_silence_seconds`: the watch should have been made anew, and nothing was heard."""
 
 
 class Watches:
@@ -67,6 +67,13 @@ class Watches:
                         self.content, lambda: watches.heard(path)
                     )
                 return self
+
+            async def json(self, **options: Any) -> Any:
+                """An empty list of metadata comes as `null`, which Kopf does not expect."""
+                body = await super().json(**options)
+                if isinstance(body, dict) and body.get("items", ()) is None:
+                    body["items"] = []
+                return body
 
         async def asked(_: Any, __: Any, request: aiohttp.TraceRequestStartParams) -> None:
             if is_of_a_watch(request.url.query):

@@ -107,7 +107,7 @@ def test_a_connection_that_went_silent_is_found_and_what_it_hid_is_seen(
     proxy.go_silent()
     apply(kube, namespace, "another")
     eventually(
-        "the second job to be seen", lambda: phase(kube, namespace, "another") == "Preparing", 25
+        "the second job to be seen", lambda: phase(kube, namespace, "another") == "Preparing", 45
     )
     eventually("all to be well", lambda: operator.page("healthz") == (200, "ok"), 5)
 
