@@ -17,6 +17,7 @@ from finetune_operator.decisions import (
     Wait,
     Watch,
 )
+from finetune_operator.names import Stage
 from finetune_operator.observe import seconds
 from finetune_operator.reports import CONDITION, Reports
 
@@ -32,6 +33,13 @@ def is_done(status: FineTuneJobStatus, type_: str) -> bool:
 def condition(status: FineTuneJobStatus, type_: str) -> Condition | None:
     """One of the conditions; None: it has never been written."""
     return next((c for c in status.conditions if c.type == type_), None)
+
+
+def under_way(status: FineTuneJobStatus) -> Stage:
+    """The stage that a job is at, by what is done."""
+    if not is_done(status, "Prepared"):
+        return "prepare"
+    return "export" if is_done(status, "Trained") else "train"
 
 
 def conditions(

@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Any, Literal
 
 from finetune_api.outcome import Outcome
+from finetune_api.status import FineTuneJobStatus
 from finetune_operator import names
 from finetune_operator.names import Stage
 from finetune_operator.plan import Snapshot
@@ -32,6 +33,8 @@ class PodFacts:
     """Being removed: when its grace period is over. None: it stays, or was removed by force."""
     disrupted: bool
     """The platform took it away: preempted, drained, evicted, its node shut down or lost."""
+    disruption: str
+    """How, in the platform's words."""
     exit_code: int | None
     finished: str | None
     """When its container ended."""
@@ -45,6 +48,11 @@ class PodFacts:
     unhealthy: bool = False
     """Its kubelet killed it because its liveness probe failed."""
 
+    @property
+    def alive(self) -> bool:
+        """Whether it runs or may come to, also if it was told to stop."""
+        return self.phase in ("Pending", "Running")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageFacts:
@@ -55,6 +63,8 @@ class StageFacts:
     state: Literal["Active", "Complete", "Failed"]
     suspended: bool
     """It was told to stop: its pods go, and none is made."""
+    stopped: bool = False
+    """The Job controller has seen that it was told to stop, and makes no more pods."""
     start_time: str | None
     completion_time: str | None
     message: str
@@ -83,7 +93,8 @@ class StageFacts:
     @property
     def alive(self) -> bool:
         """Whether a pod of it still runs or may come to."""
-        return any(pod.phase in ("Pending", "Running") for pod in self.pods)
+        may_come = self.state == "Active" and not self.stopped
+        return may_come or any(pod.alive for pod in self.pods)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +103,8 @@ class Observed:
 
     snapshot: Snapshot | None = None
     stages: tuple[StageFacts, ...] = ()
+    strays: tuple[PodFacts, ...] = ()
+    """Pods of this job that live although their Kubernetes Job is gone: somebody deleted it."""
     taken: str | None = None
     """An object that has a name we need and is not ours: `Service docs-assistant`."""
 
@@ -118,6 +131,7 @@ def observe(
     return Observed(
         snapshot=_snapshot(config_map, uid),
         stages=tuple(sorted(stages, key=lambda s: (s.stage, s.attempt))),
+        strays=_strays({job["metadata"].get("uid", "") for job in mine}, pods),
     )
 
 
@@ -129,6 +143,20 @@ def trim(raw: Raw) -> dict[str, Any]:
 
 
 BULK = ("template", "containers", "initContainers", "volumes", "tolerations", "podFailurePolicy")
+
+
+def _strays(jobs: set[str], pods: Sequence[Raw]) -> tuple[PodFacts, ...]:
+    labelled = [p for p in pods if names.LABEL_STAGE in (p["metadata"].get("labels") or {})]
+    found = [pod_facts(p) for p in labelled if not any(_owned(p, uid) for uid in jobs)]
+    return tuple(sorted((p for p in found if p.alive), key=lambda p: p.name))
+
+
+def is_older(observed: Observed, status: FineTuneJobStatus) -> bool:
+    """Whether the attempt that the status knows of is not among what was observed: its Kubernetes
+    Job is gone, or the list is older than the status."""
+    train = observed.stage("train")
+    known = -1 if status.attempt is None else status.attempt
+    return (train.attempt if train else -1) < known
 
 
 def _owned(raw: Raw, uid: str) -> bool:
@@ -159,6 +187,7 @@ def _stage(job: Raw, pods: Sequence[Raw], events: Sequence[Raw]) -> StageFacts:
         attempt=int(labels.get(names.LABEL_ATTEMPT, "0")),
         state=state,
         suspended=bool(spec.get("suspend")),
+        stopped="Suspended" in conditions,
         start_time=status.get("startTime"),
         completion_time=status.get("completionTime") or failed.get("lastTransitionTime"),
         message=failed.get("message", ""),
@@ -212,6 +241,7 @@ def pod_facts(pod: Raw, events: Sequence[Raw] = ()) -> PodFacts:
         deleted="deletionTimestamp" in metadata,
         gone_by=_gone_by(metadata),
         disrupted=_disrupted(status),
+        disruption=_disruption(status),
         exit_code=ended.get("exitCode"),
         finished=ended.get("finishedAt"),
         outcome=outcome,
@@ -262,6 +292,13 @@ def _disrupted(status: Raw) -> bool:
     if any(c["type"] == "DisruptionTarget" and c["status"] == "True" for c in conditions):
         return True
     return status.get("reason") in NODE_REASONS
+
+
+def _disruption(status: Raw) -> str:
+    for condition in status.get("conditions") or []:
+        if condition["type"] == "DisruptionTarget":
+            return f"{condition.get('reason')}: {condition.get('message', '')}".rstrip(": ")
+    return str(status.get("reason") or "")
 
 
 def _waiting(status: Raw, container: Raw) -> str | None:

@@ -130,7 +130,10 @@ class SimulatedCluster:
         self.objects[("Job", job)]["status"] = done
 
     def stopped(self, job: str) -> None:
-        """The pods of a Job that was suspended have saved and ended."""
+        """The pods of a Job that was suspended have saved and ended, and its controller has seen
+        that it is suspended."""
+        seen = {"type": "Suspended", "status": "True", "lastTransitionTime": builders.LATER}
+        self.objects[("Job", job)]["status"]["conditions"] = [seen]
         stopped = builders.failure("Stopped", "the checkpoint of step 7 is saved", 99.0)
         mine = [p for p in self.pods if p["metadata"]["ownerReferences"][0]["name"] == job]
         self.pods = [p for p in self.pods if p not in mine] + [
