@@ -15,10 +15,11 @@ from finetune_api.profile import FineTuneProfileSpec
 from finetune_api.status import TERMINAL_PHASES, FineTuneJobStatus
 from finetune_operator import names
 from finetune_operator.cluster import ApiError, Cluster, Json, NotOursError
+from finetune_operator.conditions import is_older
 from finetune_operator.events import Event
 from finetune_operator.lease import LeaseLostError
 from finetune_operator.metrics import Metrics
-from finetune_operator.observe import Observed, is_older, observe
+from finetune_operator.observe import Observed, observe
 from finetune_operator.queue import WorkQueue
 from finetune_operator.reconcile import Job, Step, World, finished_step, parse_job, step
 from finetune_operator.settings import Settings

@@ -9,7 +9,6 @@ from datetime import datetime
 from typing import Any, Literal
 
 from finetune_api.outcome import Outcome
-from finetune_api.status import FineTuneJobStatus
 from finetune_operator import names
 from finetune_operator.names import Stage
 from finetune_operator.plan import Snapshot
@@ -31,10 +30,9 @@ class PodFacts:
     deleted: bool
     gone_by: str | None
     """Being removed: when its grace period is over. None: it stays, or was removed by force."""
-    disrupted: bool
-    """The platform took it away: preempted, drained, evicted, its node shut down or lost."""
-    disruption: str
-    """How, in the platform's words."""
+    disruption: str | None
+    """The platform took it away (preempted, drained, evicted, its node shut down or lost), and how
+    it says so."""
     exit_code: int | None
     finished: str | None
     """When its container ended."""
@@ -47,6 +45,11 @@ class PodFacts:
     """It has a node, and its container is not made yet: volumes are mounted, the image pulled."""
     unhealthy: bool = False
     """Its kubelet killed it because its liveness probe failed."""
+
+    @property
+    def disrupted(self) -> bool:
+        """Whether the platform took it away."""
+        return self.disruption is not None
 
     @property
     def alive(self) -> bool:
@@ -151,14 +154,6 @@ def _strays(jobs: set[str], pods: Sequence[Raw]) -> tuple[PodFacts, ...]:
     return tuple(sorted((p for p in found if p.alive), key=lambda p: p.name))
 
 
-def is_older(observed: Observed, status: FineTuneJobStatus) -> bool:
-    """Whether the attempt that the status knows of is not among what was observed: its Kubernetes
-    Job is gone, or the list is older than the status."""
-    train = observed.stage("train")
-    known = -1 if status.attempt is None else status.attempt
-    return (train.attempt if train else -1) < known
-
-
 def _owned(raw: Raw, uid: str) -> bool:
     owners = raw["metadata"].get("ownerReferences") or []
     return any(owner.get("uid") == uid for owner in owners)
@@ -240,7 +235,6 @@ def pod_facts(pod: Raw, events: Sequence[Raw] = ()) -> PodFacts:
         waiting=waiting,
         deleted="deletionTimestamp" in metadata,
         gone_by=_gone_by(metadata),
-        disrupted=_disrupted(status),
         disruption=_disruption(status),
         exit_code=ended.get("exitCode"),
         finished=ended.get("finishedAt"),
@@ -285,20 +279,13 @@ NODE_REASONS = ("NodeLost", "Terminated", "Shutdown", "NodeShutdown", "Preemptin
 """Reasons that a kubelet or the node controller gives a pod whose node goes or is lost."""
 
 
-def _disrupted(status: Raw) -> bool:
+def _disruption(status: Raw) -> str | None:
     """Eviction for using too much local storage is the pod's own doing and has no such condition;
     neither has a pod that its Job removes because a peer has failed."""
-    conditions = status.get("conditions") or []
-    if any(c["type"] == "DisruptionTarget" and c["status"] == "True" for c in conditions):
-        return True
-    return status.get("reason") in NODE_REASONS
-
-
-def _disruption(status: Raw) -> str:
-    for condition in status.get("conditions") or []:
-        if condition["type"] == "DisruptionTarget":
-            return f"{condition.get('reason')}: {condition.get('message', '')}".rstrip(": ")
-    return str(status.get("reason") or "")
+    for found in status.get("conditions") or []:
+        if found["type"] == "DisruptionTarget" and found["status"] == "True":
+            return f"{found.get('reason')}: {found.get('message', '')}".rstrip(": ")
+    return status["reason"] if status.get("reason") in NODE_REASONS else None
 
 
 def _waiting(status: Raw, container: Raw) -> str | None:

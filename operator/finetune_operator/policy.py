@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from finetune_api.outcome import Outcome
 from finetune_api.status import FineTuneJobStatus, LastFailure, Restarts
-from finetune_operator.conditions import is_done
+from finetune_operator.conditions import is_done, is_older
 from finetune_operator.deadlines import Due, Wishes, failure, job_due, startup_due
 from finetune_operator.decisions import (
     SUSPENDED,
@@ -30,7 +30,7 @@ from finetune_operator.decisions import (
 )
 from finetune_operator.explain import explain
 from finetune_operator.names import stage_job
-from finetune_operator.observe import Observed, StageFacts, is_older, seconds
+from finetune_operator.observe import Observed, StageFacts, seconds
 from finetune_operator.plan import Plan, Refused
 from finetune_operator.restarts import Enough, add, entry, judge
 from finetune_operator.waiting import why

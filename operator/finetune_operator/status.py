@@ -17,7 +17,7 @@ from finetune_api.status import (
     Restarts,
     StageTimes,
 )
-from finetune_operator.conditions import conditions
+from finetune_operator.conditions import conditions, is_older
 from finetune_operator.decisions import (
     Begin,
     Decision,
@@ -35,7 +35,7 @@ from finetune_operator.decisions import (
 )
 from finetune_operator.names import Stage
 from finetune_operator.nodes import excluded
-from finetune_operator.observe import Observed, is_older, seconds
+from finetune_operator.observe import Observed, seconds
 from finetune_operator.plan import Plan, Refused
 from finetune_operator.reports import reports, stalled
 

@@ -32,6 +32,7 @@ def test_a_job_goes_through_its_stages_and_writes_each_thing_once() -> None:
         "apply Job docs-prepare",
         "status Preparing",
         "status Preparing",
+        "status Preparing",
         "apply Service docs",
         "apply Job docs-train-0",
         "status Starting",
@@ -87,11 +88,11 @@ def live_with_one_crash(k: int) -> SimulatedCluster:
     return cluster
 
 
-@pytest.mark.parametrize("k", range(24), ids=lambda k: f"after {k} writes")
+@pytest.mark.parametrize("k", range(25), ids=lambda k: f"after {k} writes")
 def test_an_operator_that_dies_anywhere_reaches_the_same_end(k: int) -> None:
     reference = SimulatedCluster(builders.job_body(), builders.world())
     live(reference)
-    assert len(reference.writes) + len(reference.events) == 24
+    assert len(reference.writes) + len(reference.events) == 25
     cluster = live_with_one_crash(k)
     assert set(cluster.objects) == set(reference.objects)
     assert timeless(cluster) == timeless(reference)

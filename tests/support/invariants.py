@@ -99,6 +99,8 @@ def times_stay(old: Json, new: Json) -> None:
         if was is not None:
             moved = was["lastTransitionTime"] != now["lastTransitionTime"]
             flipped = was["status"] != now["status"]
+            if now["type"] == "Waiting":  # since when it waits for this very reason
+                flipped = flipped or was["reason"] != now["reason"]
             assert not moved or flipped, f"the time moved, the status did not: {was} -> {now}"
 
 

@@ -3,8 +3,6 @@ happen; `choice` (any number) says to which pod, or how."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import builders
 from model_api import ModelApi
 from model_kubernetes import NODES, ModelKubernetes

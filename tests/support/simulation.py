@@ -68,6 +68,8 @@ class SimulatedCluster:
         elif kind == "suspend":
             name, stop = what
             self.objects[("Job", name)]["spec"]["suspend"] = stop
+            seen = {"type": "Suspended", "status": str(stop), "lastTransitionTime": builders.LATER}
+            self.objects[("Job", name)]["status"]["conditions"] = [seen]
             self.writes.append(f"{'suspend' if stop else 'resume'} Job {name}")
         elif kind == "give up":
             lost = next(p for p in self.pods if p["metadata"]["uid"] == what.uid)
@@ -130,10 +132,7 @@ class SimulatedCluster:
         self.objects[("Job", job)]["status"] = done
 
     def stopped(self, job: str) -> None:
-        """The pods of a Job that was suspended have saved and ended, and its controller has seen
-        that it is suspended."""
-        seen = {"type": "Suspended", "status": "True", "lastTransitionTime": builders.LATER}
-        self.objects[("Job", job)]["status"]["conditions"] = [seen]
+        """The pods of a Job that was suspended have saved and ended."""
         stopped = builders.failure("Stopped", "the checkpoint of step 7 is saved", 99.0)
         mine = [p for p in self.pods if p["metadata"]["ownerReferences"][0]["name"] == job]
         self.pods = [p for p in self.pods if p not in mine] + [
