@@ -74,6 +74,10 @@ class Cluster(KubeApi):
         """The ConfigMap that holds what a job started with."""
         return await self._get(_path("v1", "ConfigMap", namespace, names.run_config_map(job)))
 
+    async def stage_job(self, namespace: str, name: str) -> Json | None:
+        """One Kubernetes Job."""
+        return await self._get(_path("batch/v1", "Job", namespace, name))
+
     async def children(self, namespace: str, job: str) -> tuple[list[Json], list[Json]]:
         """Kubernetes Jobs and pods of a FineTuneJob."""
         selector = {"labelSelector": f"{names.LABEL_JOB}={job}"}
@@ -130,7 +134,11 @@ class Cluster(KubeApi):
         """Stop a Kubernetes Job, or let it go on. Not by apply: the pods that a newer operator
         would make must not matter to a Job that is there."""
         path = _path("batch/v1", "Job", namespace, name)
-        await self._request("PATCH", path, {}, {"spec": {"suspend": stop}}, MERGE_PATCH)
+        try:
+            await self._request("PATCH", path, {}, {"spec": {"suspend": stop}}, MERGE_PATCH)
+        except ApiError as error:
+            if error.code != 404:  # what is gone is stopped; what to do next, the next look tells
+                raise
 
     async def fail_pod(self, namespace: str, name: str, uid: str) -> None:
         """Call a pod failed whose node does not answer, as Kubernetes' own collector of lost pods

@@ -17,7 +17,8 @@ from finetune_operator.decisions import (
     Wait,
     Watch,
 )
-from finetune_operator.observe import seconds
+from finetune_operator.names import Stage
+from finetune_operator.observe import Observed, seconds
 from finetune_operator.reports import CONDITION, Reports
 
 Truth = Literal["True", "False", "Unknown"]
@@ -32,6 +33,21 @@ def is_done(status: FineTuneJobStatus, type_: str) -> bool:
 def condition(status: FineTuneJobStatus, type_: str) -> Condition | None:
     """One of the conditions; None: it has never been written."""
     return next((c for c in status.conditions if c.type == type_), None)
+
+
+def is_older(observed: Observed, status: FineTuneJobStatus) -> bool:
+    """Whether the attempt that the status knows of is not among what was observed: its Kubernetes
+    Job is gone, or the list is older than the status."""
+    train = observed.stage("train")
+    known = -1 if status.attempt is None else status.attempt
+    return (train.attempt if train else -1) < known
+
+
+def under_way(status: FineTuneJobStatus) -> Stage:
+    """The stage that a job is at, by what is done."""
+    if not is_done(status, "Prepared"):
+        return "prepare"
+    return "export" if is_done(status, "Trained") else "train"
 
 
 def conditions(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 
 from pydantic import ValidationError
@@ -15,6 +15,7 @@ from finetune_api.profile import FineTuneProfileSpec
 from finetune_api.status import TERMINAL_PHASES, FineTuneJobStatus
 from finetune_operator import names
 from finetune_operator.cluster import ApiError, Cluster, Json, NotOursError
+from finetune_operator.conditions import is_older
 from finetune_operator.events import Event
 from finetune_operator.lease import LeaseLostError
 from finetune_operator.metrics import Metrics
@@ -27,6 +28,9 @@ from finetune_operator.waiting import questions
 Key = tuple[str, str]
 """Namespace and name of a FineTuneJob."""
 
+STALE_SECONDS = 0.5
+"""Until children are listed again, when what was listed is older than the status."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -34,14 +38,20 @@ class Controller:
     """Every trigger ends in `reconcile` of one key."""
 
     def __init__(
-        self, cluster: Cluster, settings: Settings, ca_cert: str, metrics: Metrics
+        self,
+        cluster: Cluster,
+        settings: Settings,
+        ca_cert: str,
+        metrics: Metrics,
+        clock: Callable[[], str] | None = None,
     ) -> None:
         self.cluster = cluster
+        self._now = clock or now
         self.settings = settings
         self.metrics = metrics
         self.queue: WorkQueue[Key] = WorkQueue(time.monotonic)
         self._ca_cert = ca_cert
-        self.listening_since = now()
+        self.listening_since = self._now()
 
     async def reconcile(self, key: Key) -> float | None:
         """One pass; returns the seconds after which to look again."""
@@ -81,8 +91,10 @@ class Controller:
         if is_over(job):  # the children do not matter: saves four reads
             return await self._clean_up(job)
         observed = await self._observe(job)
+        if is_older(observed, job.status) and await self._exists(job):
+            return STALE_SECONDS  # the lists are older than the status: decide nothing on them
         world = await self.world()
-        done = step(job, observed, world, now())
+        done = step(job, observed, world, self._now())
         try:
             for manifest in done.apply:
                 await self.cluster.apply(manifest)
@@ -92,25 +104,31 @@ class Controller:
                 await self.cluster.fail_pod(job.namespace, pod.name, pod.uid)
         except NotOursError as error:
             taken = Observed(snapshot=None, stages=(), taken=str(error))
-            done = step(job, taken, world, now())
+            done = step(job, taken, world, self._now())
         await self._report(job, done)
         for pod in done.force_delete:
             await self.cluster.force_delete_pod(job.namespace, pod.name, pod.uid)
         return done.requeue_after
 
     async def _clean_up(self, job: Job) -> float | None:
-        done = finished_step(job, now())
+        done = finished_step(job, self._now())
         await self._report(job, done)
         if done.delete:
             logger.info("%s", done.events[0].message, extra={"job": job.key})
             await self.cluster.delete_job(job.namespace, job.name, job.uid, job.version)
         return done.requeue_after
 
+    async def _exists(self, job: Job) -> bool:
+        """Whether the Kubernetes Job of the attempt that the status knows of is there."""
+        name = names.stage_job(job.name, "train", job.status.attempt or 0)
+        found = await self.cluster.stage_job(job.namespace, name)
+        return found is not None
+
     async def _observe(self, job: Job) -> Observed:
         config_map = await self.cluster.run_config_map(job.namespace, job.name)
         jobs, pods = await self.cluster.children(job.namespace, job.name)
         seen = observe(config_map, jobs, pods, job.uid)
-        asked = questions(seen, job.status, now())
+        asked = questions(seen, job.status, self._now())
         if not asked:
             return seen
         events = await self.cluster.events_about(job.namespace, asked)
@@ -139,7 +157,7 @@ class Controller:
             log_change(job, done.status)
         for event in done.events:
             try:
-                told = event_manifest(job, done.status or job.status, event, now())
+                told = event_manifest(job, done.status or job.status, event, self._now())
                 await self.cluster.post_event(told)
             except ApiError as error:  # a lost Event is not worth failing the pass
                 logger.warning("event not written: %s", error, extra={"job": job.key})

@@ -21,6 +21,11 @@ class Wait:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Begin:
+    """Say that the job has started, which fixes its spec; make nothing before that is written."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Start:
     """Make the objects of a stage that is not there yet."""
 
@@ -28,6 +33,8 @@ class Start:
     attempt: int = 0
     restarts: Restarts | None = None
     """Where they have changed."""
+    late: StageFacts | None = None
+    """An attempt before it that was stopped while its workers were still being started."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +48,8 @@ class Watch:
     """What is going on, or what it waits for, in a sentence."""
     reason: str = "Starting"
     """What it waits for, in a word; see `waiting`."""
+    late: StageFacts | None = None
+    """The attempt, if its workers are still being started: it has a deadline for that."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,4 +121,6 @@ class Evidence:
     train: TrainFacts | None = None
 
 
-Decision = Wait | Start | Watch | Hold | Resume | Restart | Renew | Succeed | Fail | Finished
+Decision = (
+    Wait | Begin | Start | Watch | Hold | Resume | Restart | Renew | Succeed | Fail | Finished
+)

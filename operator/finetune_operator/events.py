@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from finetune_api.status import FineTuneJobStatus, Resolved
 from finetune_operator.conditions import condition
 from finetune_operator.decisions import Decision, Fail, Hold, Renew, Restart, Wait, Watch
+from finetune_operator.incidents import told
 from finetune_operator.observe import PodFacts, seconds
 from finetune_operator.reports import CONDITION
 from finetune_operator.status import STALLED
@@ -62,7 +63,7 @@ def _change(
     if isinstance(decision, Fail):
         where = f" (pod {decision.failure.pod})" if decision.failure.pod else ""
         return (Event("Warning", "Failed", f"{decision.failure.failure_class}: {message}{where}"),)
-    return (Event("Normal", new.phase, message),)
+    return (Event("Normal", new.phase, told(old, new)),)
 
 
 def _kept_off(old: FineTuneJobStatus, new: FineTuneJobStatus) -> tuple[Event, ...]:

@@ -89,6 +89,8 @@ def _message(pod: PodFacts) -> str:
             f"pod {pod.name} was evicted: it used more local storage (/tmp and its log) than it "
             "may; ask for a profile whose nodes have more"
         )
+    if pod.disrupted:
+        return f"pod {pod.name} was taken away by the platform ({pod.disruption})"
     if pod.deleted and pod.exit_code is None:
         return f"pod {pod.name} was deleted"
     if pod.exit_code is not None and pod.exit_code in KILLED_CODES:

@@ -16,6 +16,7 @@ Manifest = dict[str, Any]
 DONT_RETRY = [10, 11, 12, 13, 14]
 """Exit codes of the user's failures (`finetune_api.outcome.ExitCode`)."""
 CPU_STAGE_RETRIES = 2
+DISRUPTED = {"type": "DisruptionTarget", "status": "True"}
 DNS_PORT = 53
 
 
@@ -152,21 +153,16 @@ def network_policies(plan: Plan, settings: Settings) -> tuple[Manifest, Manifest
 def stage_job(plan: Plan, stage: Stage, attempt: int, settings: Settings) -> Manifest:
     """The Kubernetes Job of a stage."""
     mine = labels(plan, stage, attempt)
+    codes = {"containerName": names.CONTAINER, "operator": "In", "values": DONT_RETRY}
+    rules: list[Manifest] = [{"action": "FailJob", "onExitCodes": codes}]
+    # A disrupted pod of a CPU stage is made anew and spends no retry. A gang ends with it, and its
+    # Job keeps the reason, which may be gone with the pod when the operator looks.
+    action = "FailJob" if stage == "train" else "Ignore"
+    rules.append({"action": action, "onPodConditions": [DISRUPTED]})
     spec: Manifest = {
         "backoffLimit": CPU_STAGE_RETRIES,
         "podReplacementPolicy": "Failed",
-        "podFailurePolicy": {
-            "rules": [
-                {
-                    "action": "FailJob",
-                    "onExitCodes": {
-                        "containerName": names.CONTAINER,
-                        "operator": "In",
-                        "values": DONT_RETRY,
-                    },
-                }
-            ]
-        },
+        "podFailurePolicy": {"rules": rules},
         "template": {
             "metadata": {"labels": mine},
             "spec": pod_spec(plan, stage, attempt, settings),

@@ -30,8 +30,9 @@ class PodFacts:
     deleted: bool
     gone_by: str | None
     """Being removed: when its grace period is over. None: it stays, or was removed by force."""
-    disrupted: bool
-    """The platform took it away: preempted, drained, evicted, its node shut down or lost."""
+    disruption: str | None
+    """The platform took it away (preempted, drained, evicted, its node shut down or lost), and how
+    it says so."""
     exit_code: int | None
     finished: str | None
     """When its container ended."""
@@ -45,6 +46,16 @@ class PodFacts:
     unhealthy: bool = False
     """Its kubelet killed it because its liveness probe failed."""
 
+    @property
+    def disrupted(self) -> bool:
+        """Whether the platform took it away."""
+        return self.disruption is not None
+
+    @property
+    def alive(self) -> bool:
+        """Whether it runs or may come to, also if it was told to stop."""
+        return self.phase in ("Pending", "Running")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageFacts:
@@ -55,6 +66,8 @@ class StageFacts:
     state: Literal["Active", "Complete", "Failed"]
     suspended: bool
     """It was told to stop: its pods go, and none is made."""
+    stopped: bool = False
+    """The Job controller has seen that it was told to stop, and makes no more pods."""
     start_time: str | None
     completion_time: str | None
     message: str
@@ -83,7 +96,8 @@ class StageFacts:
     @property
     def alive(self) -> bool:
         """Whether a pod of it still runs or may come to."""
-        return any(pod.phase in ("Pending", "Running") for pod in self.pods)
+        may_come = self.state == "Active" and not self.stopped
+        return may_come or any(pod.alive for pod in self.pods)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +106,8 @@ class Observed:
 
     snapshot: Snapshot | None = None
     stages: tuple[StageFacts, ...] = ()
+    strays: tuple[PodFacts, ...] = ()
+    """Pods of this job that live although their Kubernetes Job is gone: somebody deleted it."""
     taken: str | None = None
     """An object that has a name we need and is not ours: `Service docs-assistant`."""
 
@@ -118,6 +134,7 @@ def observe(
     return Observed(
         snapshot=_snapshot(config_map, uid),
         stages=tuple(sorted(stages, key=lambda s: (s.stage, s.attempt))),
+        strays=_strays({job["metadata"].get("uid", "") for job in mine}, pods),
     )
 
 
@@ -129,6 +146,12 @@ def trim(raw: Raw) -> dict[str, Any]:
 
 
 BULK = ("template", "containers", "initContainers", "volumes", "tolerations", "podFailurePolicy")
+
+
+def _strays(jobs: set[str], pods: Sequence[Raw]) -> tuple[PodFacts, ...]:
+    labelled = [p for p in pods if names.LABEL_STAGE in (p["metadata"].get("labels") or {})]
+    found = [pod_facts(p) for p in labelled if not any(_owned(p, uid) for uid in jobs)]
+    return tuple(sorted((p for p in found if p.alive), key=lambda p: p.name))
 
 
 def _owned(raw: Raw, uid: str) -> bool:
@@ -159,6 +182,7 @@ def _stage(job: Raw, pods: Sequence[Raw], events: Sequence[Raw]) -> StageFacts:
         attempt=int(labels.get(names.LABEL_ATTEMPT, "0")),
         state=state,
         suspended=bool(spec.get("suspend")),
+        stopped="Suspended" in conditions,
         start_time=status.get("startTime"),
         completion_time=status.get("completionTime") or failed.get("lastTransitionTime"),
         message=failed.get("message", ""),
@@ -211,7 +235,7 @@ def pod_facts(pod: Raw, events: Sequence[Raw] = ()) -> PodFacts:
         waiting=waiting,
         deleted="deletionTimestamp" in metadata,
         gone_by=_gone_by(metadata),
-        disrupted=_disrupted(status),
+        disruption=_disruption(status),
         exit_code=ended.get("exitCode"),
         finished=ended.get("finishedAt"),
         outcome=outcome,
@@ -255,13 +279,13 @@ NODE_REASONS = ("NodeLost", "Terminated", "Shutdown", "NodeShutdown", "Preemptin
 """Reasons that a kubelet or the node controller gives a pod whose node goes or is lost."""
 
 
-def _disrupted(status: Raw) -> bool:
+def _disruption(status: Raw) -> str | None:
     """Eviction for using too much local storage is the pod's own doing and has no such condition;
     neither has a pod that its Job removes because a peer has failed."""
-    conditions = status.get("conditions") or []
-    if any(c["type"] == "DisruptionTarget" and c["status"] == "True" for c in conditions):
-        return True
-    return status.get("reason") in NODE_REASONS
+    for found in status.get("conditions") or []:
+        if found["type"] == "DisruptionTarget" and found["status"] == "True":
+            return f"{found.get('reason')}: {found.get('message', '')}".rstrip(": ")
+    return status["reason"] if status.get("reason") in NODE_REASONS else None
 
 
 def _waiting(status: Raw, container: Raw) -> str | None:

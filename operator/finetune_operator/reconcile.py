@@ -13,8 +13,10 @@ from finetune_api.profile import FineTuneProfileSpec
 from finetune_api.status import TERMINAL_PHASES, FineTuneJobStatus, Progress
 from finetune_api.v1alpha1 import FineTuneJobSpec
 from finetune_operator import names, objects
+from finetune_operator.conditions import under_way
 from finetune_operator.deadlines import Wishes, ttl_due
 from finetune_operator.decisions import (
+    Begin,
     Decision,
     Evidence,
     Fail,
@@ -133,16 +135,18 @@ def step(job: Job, observed: Observed, world: World, now: str) -> Step:
     new = reduce(job.status, job.generation, plan, observed, decision, evidence, now, since)
     old = job.status.model_copy(update={"progress": None})
     changed = new != old
+    last = _last_progress(job.status, new.attempt or 0, evidence, now)
+    known = job.status.model_copy(update={"progress": last or job.status.progress})
     patience = _patience(plan)
     lost = given_up(observed, patience, now)
-    told = events(job.status, new, decision) if changed else ()
+    told = events(known, new, decision) if changed else ()
     return Step(
         apply=_objects(plan, decision, observed, world),
-        suspend=_suspend(job.name, decision),
+        suspend=_suspend(job, decision, observed),
         give_up=lost,
         force_delete=removable(observed, patience, now),
         status=new if changed else None,
-        progress=_last_progress(job.status, evidence, now),
+        progress=last,
         events=(*told, *(lost_pod(pod, patience, now) for pod in lost)),
         requeue_after=_look_again(
             job.status, decision, wishes, since, next_late(observed, patience, now), now
@@ -165,11 +169,15 @@ def _patience(plan: Plan | Refused) -> int:
     return policy.force_delete_seconds
 
 
-def _suspend(name: str, decision: Decision) -> dict[str, bool]:
+def _suspend(job: Job, decision: Decision, observed: Observed) -> dict[str, bool]:
     if isinstance(decision, Hold | Fail | Renew) and decision.stop is not None:
-        return {names.stage_job(name, decision.stop.stage, decision.stop.attempt): True}
+        return {names.stage_job(job.name, decision.stop.stage, decision.stop.attempt): True}
     if isinstance(decision, Resume):
-        return {names.stage_job(name, decision.stage.stage, decision.stage.attempt): False}
+        return {names.stage_job(job.name, decision.stage.stage, decision.stage.attempt): False}
+    stage = under_way(job.status)
+    if isinstance(decision, Fail) and observed.stage(stage) is None:
+        # It is gone, or the list is old: nobody looks again at a job that is over.
+        return {names.stage_job(job.name, stage, job.status.attempt or 0): True}
     return {}
 
 
@@ -184,6 +192,8 @@ def _look_again(
     """When time alone will change the decision."""
     if isinstance(decision, Wait):
         return RETRY_SECONDS
+    if isinstance(decision, Begin):
+        return 0.0
     moments = [] if late_at is None else [late_at]
     if isinstance(decision, Start | Watch | Resume | Restart):
         moments += [due.at for due in deadlines(old, decision, wishes)]
@@ -224,15 +234,18 @@ def _objects(
     return (objects.stage_job(plan, "export", 0, world.settings),)
 
 
-def _last_progress(old: FineTuneJobStatus, evidence: Evidence, now: str) -> Progress | None:
+def _last_progress(
+    old: FineTuneJobStatus, attempt: int, evidence: Evidence, now: str
+) -> Progress | None:
     """Rank 0's last report may be lost on the way; its termination message is not."""
     facts, before = evidence.train, old.progress
     if facts is None or (before is not None and before.activity == "Done"):
         return None
-    known: dict[str, Any] = {"attempt": old.attempt or 0}
+    known: dict[str, Any] = {}
     if before is not None:
         known = before.model_dump(exclude_none=True, exclude={"stalled_seconds"})
     known |= {
+        "attempt": attempt,
         "step": facts.step,
         "total_steps": facts.total_steps,
         "percent": 100,

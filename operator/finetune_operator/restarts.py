@@ -44,7 +44,7 @@ def cause_of(stage: StageFacts, failure: LastFailure) -> Cause:
     A disruption of any pod explains the failures of its peers: they lose it and fail in cascade.
     Exit codes 1 to 127 are the user's also where the image is not ours.
     """
-    if any(pod.disrupted for pod in stage.pods):
+    if any(pod.disrupted for pod in stage.pods) or "DisruptionTarget" in stage.message:
         return "Disruption"
     if failure.failure_class in USERS:
         return "User"

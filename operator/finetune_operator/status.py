@@ -17,8 +17,9 @@ from finetune_api.status import (
     Restarts,
     StageTimes,
 )
-from finetune_operator.conditions import conditions
+from finetune_operator.conditions import conditions, is_older
 from finetune_operator.decisions import (
+    Begin,
     Decision,
     Evidence,
     Fail,
@@ -77,7 +78,7 @@ def reduce(
         message = STALLED
     ended = phase in ("Succeeded", "Failed")
     heard = reports(old, decision, listening_since, now)
-    begun = isinstance(decision, Start) or observed.snapshot is not None
+    begun = isinstance(decision, Begin | Start) or observed.snapshot is not None
     started = old.start_time or (now if begun else None)
     return FineTuneJobStatus(
         observed_generation=generation,
@@ -118,6 +119,8 @@ def _phase(old: FineTuneJobStatus, decision: Decision) -> tuple[Phase, str]:
     match decision:
         case Wait(refused=refused):
             return "Pending", refused.message
+        case Begin():
+            return "Preparing", STARTED["prepare"]
         case Start(stage=stage):
             return PHASE_OF_STAGE[stage], STARTED[stage]
         case Watch(facts=facts, running=running, why=why):
@@ -144,6 +147,7 @@ def _restarting(decision: Restart) -> str:
     failure, last = decision.failure, decision.restarts.history[-1]
     who = "" if failure.rank is None else f" on rank {failure.rank}"
     where = f" ({failure.node})" if failure.node else ""
+    where += "" if last.step is None else f" at step {last.step}"
     count = (
         f"disruption {decision.restarts.disruptions}"
         if last.cause == "Disruption"
@@ -175,7 +179,7 @@ def _attempt(old: FineTuneJobStatus, decision: Decision, observed: Observed) -> 
     if isinstance(decision, Start) and decision.stage == "train":
         return decision.attempt
     train = observed.stage("train")
-    return train.attempt if train else old.attempt
+    return old.attempt if train is None or is_older(observed, old) else train.attempt
 
 
 def _stage_times(old: FineTuneJobStatus, observed: Observed) -> list[StageTimes]:

@@ -18,6 +18,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in Path(item.path).parents:
             item.add_marker(pytest.mark.cluster)
+    # Tests that play the operator themselves come before the real one is started.
+    items.sort(key=lambda item: "operator_process" in getattr(item, "fixturenames", ()))
 
 
 @pytest.fixture(scope="session")

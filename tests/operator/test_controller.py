@@ -96,19 +96,19 @@ def errors(controller: Controller) -> float | None:
 def test_a_pass_over_a_job_that_changes_meanwhile_is_repeated_and_tells_nothing_before(
     cluster: OneJob, controller: Controller
 ) -> None:
-    applied = cluster.apply
+    listed = cluster.profiles
 
-    async def apply(manifest: Json) -> None:
-        await applied(manifest)
+    async def profiles() -> list[Json]:
         cluster.someone_writes()
+        return await listed()
 
-    cluster.apply = apply  # type: ignore[method-assign]
+    cluster.profiles = profiles  # type: ignore[method-assign]
     with pytest.raises(ApiError, match="409"):
         one_pass(controller)
     assert cluster.events == []
     assert "status" not in cluster.simulation.body
     assert errors(controller) == 0, "nothing is wrong"
-    cluster.apply = applied  # type: ignore[method-assign]
+    cluster.profiles = listed  # type: ignore[method-assign]
     one_pass(controller)
     assert cluster.events == ["Preparing"]
 

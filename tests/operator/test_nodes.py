@@ -104,7 +104,7 @@ def affinity(cluster: SimulatedCluster, job: str) -> Any:
 def test_the_next_attempt_keeps_off_the_node_and_an_event_says_why() -> None:
     cluster = training()
     fail_twice(cluster)
-    until = "2026-11-22T07:01:17Z"
+    until = "2026-11-22T07:01:18Z"
     reason = "2 attempts failed on it: 0 (Killed), 1 (Killed); excluded for 1 h"
     assert [affinity(cluster, f"docs-train-{n}") for n in range(3)] == [
         None,
@@ -151,9 +151,9 @@ def test_workers_without_a_node_say_what_they_keep_off_and_start_anew_when_that_
     cluster.settle()
     assert cluster.status.message == (
         "pod docs-train-2-0-abcde waits: Unschedulable: 0/2 nodes are available: 1 didn't match; "
-        "this job keeps off node-1 until 2026-11-22T07:01:17Z"
+        "this job keeps off node-1 until 2026-11-22T07:01:18Z"
     )
-    cluster.clock = 3675
+    cluster.clock = 3676
     assert cluster.look().requeue_after == 1.0
     writes = len(cluster.writes)
     cluster.operator_pass()
@@ -239,14 +239,15 @@ def test_a_lost_node_is_a_disruption_and_the_pod_goes_when_that_is_written() -> 
     peer = builders.failure("PeerLost", "a peer is gone", 60.0, rank=0)
     cluster.pods[-2] = builders.pod("docs-train-0", 0, "Failed", peer, 205)
     cluster.operator_pass()
-    assert cluster.writes[writes:] == ["status Restarting", f"force delete Pod {name}"]
+    assert cluster.writes[writes:] == [
+        "apply Service docs",
+        "apply Job docs-train-1",
+        "status Starting",
+        f"force delete Pod {name}",
+    ]
     restarts = cluster.status.restarts
     assert restarts is not None
     assert (restarts.counted, restarts.disruptions) == (0, 1)
-    cluster.settle()
-    cluster.clock += 5
-    cluster.settle()
-    assert ("Job", "docs-train-1") in cluster.objects
 
 
 def test_a_pod_of_a_suspended_job_is_removed_too_and_the_job_goes_on_after() -> None:

@@ -10,7 +10,7 @@ from builders import failure, k8s_job, pod
 
 from finetune_operator.explain import explain
 from finetune_operator.observe import observe
-from finetune_operator.reconcile import Step, parse_job, step
+from finetune_operator.reconcile import Step, World, parse_job, step
 
 TRAIN = "docs-train-0"
 
@@ -96,13 +96,18 @@ def test_pods_that_end_without_proof_are_not_a_success() -> None:
     )
 
 
+def begun() -> tuple[dict[str, Any], World, dict[str, Any]]:
+    """A job whose prepare has just been made, the world, and its ConfigMap."""
+    body, world, first = builders.job_body(), builders.world(), Step()
+    for _ in ("it begins", "its objects are made"):
+        first = step(parse_job(body), observe(None, [], [], builders.UID), world, builders.NOW)
+        if first.status is not None:
+            body["status"] = first.status.to_json_dict()
+    return body, world, first.apply[0]
+
+
 def started(pods: list[dict[str, Any]], job: str = "docs-prepare", stage: str = "prepare") -> Step:
-    body = builders.job_body()
-    world = builders.world()
-    first = step(parse_job(body), observe(None, [], [], builders.UID), world, builders.NOW)
-    config = first.apply[0]
-    assert first.status is not None
-    body["status"] = first.status.to_json_dict()
+    body, world, config = begun()
     observed = observe(config, [k8s_job(job, stage)], pods, builders.UID)
     return step(parse_job(body), observed, world, builders.LATER)
 
@@ -163,7 +168,7 @@ def test_a_job_that_waits_says_what_for(waiting: dict[str, Any], message: str) -
         pytest.param([pod(TRAIN, 0), pod(TRAIN, 1)], ("Running", "training"), id="all run"),
         pytest.param(
             [pod(TRAIN, 0, "Succeeded"), pod(TRAIN, 1, "Succeeded")],
-            ("Running", "training"),
+            ("Running", "2 of 2 pods are done"),
             id="all have ended, the Job does not say so yet",
         ),
         pytest.param(
@@ -176,17 +181,13 @@ def test_a_job_that_waits_says_what_for(waiting: dict[str, Any], message: str) -
 def test_training_is_running_from_when_all_pods_run(
     pods: list[dict[str, Any]], shown: tuple[str, str]
 ) -> None:
-    body = builders.job_body()
-    world = builders.world()
-    first = step(parse_job(body), observe(None, [], [], builders.UID), world, builders.NOW)
-    assert first.status is not None
+    body, world, config = begun()
     prepare = [
         k8s_job("docs-prepare", "prepare", state="Complete"),
         pod("docs-prepare", 0, "Succeeded", builders.OUTCOMES["prepare"]),
     ]
-    body["status"] = first.status.to_json_dict()
     observed = observe(
-        first.apply[0],
+        config,
         [prepare[0], k8s_job(TRAIN, "train")],
         [prepare[1], *pods],
         builders.UID,
@@ -197,14 +198,10 @@ def test_training_is_running_from_when_all_pods_run(
 
 
 def test_a_failed_stage_ends_the_job_with_its_reason() -> None:
-    body = builders.job_body()
-    world = builders.world()
-    first = step(parse_job(body), observe(None, [], [], builders.UID), world, builders.NOW)
-    assert first.status is not None
-    body["status"] = first.status.to_json_dict()
+    body, world, config = begun()
     bad = failure("Data", "docs.jsonl line 3: not JSON", 1.0)
     observed = observe(
-        first.apply[0],
+        config,
         [k8s_job("docs-prepare", "prepare", state="Failed")],
         [pod("docs-prepare", 0, "Failed", bad, 11)],
         builders.UID,

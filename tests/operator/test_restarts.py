@@ -228,7 +228,7 @@ def test_a_killed_rank_costs_an_attempt_and_not_the_job() -> None:
     ]
     assert cluster.events[done:][0] == (
         "Warning Restarting: attempt 0 ended on rank 9 (node-1), Killed: the process was killed by "
-        "signal 9 (SIGKILL); restart 1, attempt 1 from 06:00:19Z"
+        "signal 9 (SIGKILL); restart 1, attempt 1 from 06:00:20Z"
     )
     assert cluster.status.restarts == Restarts.parse(
         {
@@ -240,7 +240,7 @@ def test_a_killed_rank_costs_an_attempt_and_not_the_job() -> None:
                     "cause": "Platform",
                     "class": "Killed",
                     "node": "node-1",
-                    "time": "2026-11-22T06:00:09Z",
+                    "time": "2026-11-22T06:00:10Z",
                 }
             ],
         }

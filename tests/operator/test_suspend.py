@@ -47,8 +47,9 @@ def test_training_stops_and_goes_on_as_another_attempt_that_is_no_restart() -> N
         "status Starting",
     ]
     assert cluster.events[said:] == [
-        "Normal Suspended: the workers save a checkpoint and end",
-        "Normal Starting: the workers are being started",
+        "Normal Suspended: attempt 0: the workers save a checkpoint and end",
+        "Normal Starting: after 4 s suspended, attempt 1, 2 x 8 processes: the workers are being "
+        "started",
     ]
     assert (cluster.status.attempt, cluster.status.restarts) == (1, None)
 

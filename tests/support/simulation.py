@@ -68,6 +68,8 @@ class SimulatedCluster:
         elif kind == "suspend":
             name, stop = what
             self.objects[("Job", name)]["spec"]["suspend"] = stop
+            seen = {"type": "Suspended", "status": str(stop), "lastTransitionTime": builders.LATER}
+            self.objects[("Job", name)]["status"]["conditions"] = [seen]
             self.writes.append(f"{'suspend' if stop else 'resume'} Job {name}")
         elif kind == "give up":
             lost = next(p for p in self.pods if p["metadata"]["uid"] == what.uid)
