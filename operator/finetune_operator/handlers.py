@@ -26,11 +26,6 @@ REQUEST_SECONDS = 30.0
 
 KOPF_END_SECONDS = 5.0
 
-METADATA = "application/json;as={};g=meta.k8s.io;v=v1"
-PARTS = ("PartialObjectMetadataList", "PartialObjectMetadata")
-ACCEPT = ",".join([*map(METADATA.format, PARTS), "application/json"])
-"""Events are keys to us, so the watches carry metadata alone: a tenth of a pod."""
-
 
 class WatchesEndedError(Exception):
     """A watch has failed for good; the text says why."""
@@ -92,7 +87,7 @@ def listened_to(found: Any, watches: Watches, user_agent: str) -> kopf.AiohttpSe
     connector = aiohttp.TCPConnector(limit=0, force_close=True, ssl=found.as_ssl_context())
     session = watches.session(
         connector=connector,
-        headers={**found.as_http_headers(), "User-Agent": user_agent, "Accept": ACCEPT},
+        headers={**found.as_http_headers(), "User-Agent": user_agent},
         proxy=found.proxy_url,
         trust_env=found.trust_env,
     )

@@ -17,6 +17,13 @@ DEAF_AFTER = 1.25
 """Times `watch_silence_seconds`: the watch should have been made anew, and nothing was heard."""
 
 
+METADATA = "application/json;as={};g=meta.k8s.io;v=v1,application/json"
+ACCEPT_LIST = METADATA.format("PartialObjectMetadataList")
+ACCEPT_WATCH = METADATA.format("PartialObjectMetadata")
+"""Events are keys to us, so lists and watches carry metadata alone: a tenth of a pod. To a watch
+that asks for the kind of a list the API server answers with 200, and then with nothing."""
+
+
 class Watches:
     """What was heard, by path of the resource. One for each operator that leads."""
 
@@ -79,9 +86,22 @@ class Watches:
             if is_of_a_watch(request.url.query):
                 self.asked(request.url.path)
 
+        async def metadata_alone(
+            request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType
+        ) -> aiohttp.ClientResponse:
+            query = request.url.query
+            if is_of_a_watch(query):
+                request.headers["Accept"] = ACCEPT_WATCH if "watch" in query else ACCEPT_LIST
+            return await send(request)
+
         trace = aiohttp.TraceConfig()
         trace.on_request_start.append(asked)
-        return aiohttp.ClientSession(response_class=Response, trace_configs=[trace], **arguments)
+        return aiohttp.ClientSession(
+            response_class=Response,
+            trace_configs=[trace],
+            middlewares=[metadata_alone],
+            **arguments,
+        )
 
 
 def is_of_a_watch(query: Mapping[str, str]) -> bool:

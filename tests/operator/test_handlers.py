@@ -20,7 +20,7 @@ from finetune_operator.controller import Controller, Key
 from finetune_operator.metrics import Metrics
 from finetune_operator.rounds import Rounds
 from finetune_operator.settings import Settings
-from finetune_operator.watches import Watches
+from finetune_operator.watches import ACCEPT_LIST, ACCEPT_WATCH, Watches
 
 Json = dict[str, Any]
 SILENCE = 0.5
@@ -40,7 +40,6 @@ class FakeApiServer:
 
     def __init__(self) -> None:
         self.lists: list[str] = []
-        self.accepted: set[str] = set()
         self.silent = False
         self._watches: dict[str, asyncio.Queue[Json]] = {}
 
@@ -70,9 +69,11 @@ class FakeApiServer:
             return web.json_response({"versions": ["v1"], "groups": groups})
         if path in RESOURCES:
             return web.json_response({"resources": [resource(p) for p in RESOURCES[path]]})
-        self.accepted.add(request.headers["Accept"])
+        accepted = request.headers["Accept"]
         if "watch" in request.query:
+            assert accepted == ACCEPT_WATCH
             return await self._watch(request)
+        assert accepted == ACCEPT_LIST
         self.lists.append(path)
         return web.json_response({"metadata": {"resourceVersion": "5"}, "items": None})
 
@@ -178,7 +179,6 @@ def test_events_of_jobs_and_of_children_become_keys(kubeconfig: Path) -> None:
             play.server.tell(PODS, "Pod", "docs-train-0-0")
             await play.until("both keys", lambda: len(play.keys) == 2)
             assert play.keys == {("team-a", "mine"), ("team-a", "docs")}
-            assert play.server.accepted == {handlers.ACCEPT}
 
     asyncio.run(run())
 
