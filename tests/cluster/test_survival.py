@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import os
+import random
 import signal
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -142,6 +145,33 @@ def test_rounds_find_what_no_watch_tells(
     apply(kube, namespace)
     play_stage(kube, namespace, "docs-prepare", "prepare")
     eventually("the job to go on", lambda: kube.pods(namespace, "docs-train-0"))
+
+
+def test_events_that_are_lost_repeated_and_out_of_order_change_no_end(
+    kube: Kube, proxy: FaultProxy, namespace: str, start: Start
+) -> None:
+    seed = int(os.environ.get("SEED", "0"))
+    source, kept_back = random.Random(seed), defaultdict[str, list[Json]](list)
+
+    def disturb(request: Request, event: Json) -> list[Json]:
+        fate = source.choice(("lost", "twice", "later", "now"))
+        if event["type"] in ("BOOKMARK", "ERROR"):
+            return [event]
+        if fate in ("lost", "twice"):
+            return [event] * (2 if fate == "twice" else 0)
+        mine = kept_back[request.path]
+        mine.append(event)
+        return [mine.pop() for _ in range(len(mine))] if fate == "now" else []
+
+    proxy.events = disturb
+    start(proxy.kubeconfig, RESYNC_SECONDS="2")
+    apply(kube, namespace)
+    play(kube, namespace)
+    jobs = kube.items(f"/apis/batch/v1/namespaces/{namespace}/jobs")
+    names = {job["metadata"]["name"] for job in jobs}
+    assert names == {"docs-prepare", "docs-train-0", "docs-export"}, f"SEED={seed}"
+    status = kube.job(namespace, "docs")["status"]
+    assert (status["attempt"], status.get("restarts")) == (0, None), f"SEED={seed}"
 
 
 def test_liveness_fails_when_a_watch_stays_deaf_and_names_it(

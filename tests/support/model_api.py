@@ -137,7 +137,7 @@ class ModelApi:
         """Change fields of the spec; None removes one. False: refused, the job has started."""
         changed = {**self.body["spec"], **spec}
         changed = {name: value for name, value in changed.items() if value is not None}
-        if changed == self.body["spec"]:
+        if changed == self.body["spec"] or self.deleted_at is not None:
             return True
         differs = {n for n in spec if self.body["spec"].get(n) != changed.get(n)}
         if "startTime" in self.status and not differs <= CAMEL:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import builders
 from model_api import ModelApi
-from model_objects import GRACE_SECONDS, ModelJob, ModelPod
+from model_objects import GRACE_SECONDS, Json, ModelJob, ModelPod
 
 from finetune_api.outcome import Outcome
 
@@ -81,12 +81,17 @@ class ModelKubernetes:
 
     def _create(self, job: ModelJob, pods: list[ModelPod], done: set[int]) -> None:
         taken = done | {p.index for p in pods if p.alive}
-        template = job.manifest["spec"]["template"]["metadata"]["labels"]
+        template = job.manifest["spec"]["template"]
         for index in [i for i in range(job.size) if i not in taken][: self.at_once]:
             self.count += 1
             name = f"{job.name}-{index}-{self.count:05}"
             self.api.pods[name] = ModelPod(
-                name=name, job=job.name, job_uid=job.uid, index=index, labels=template
+                name=name,
+                job=job.name,
+                job_uid=job.uid,
+                index=index,
+                labels=template["metadata"]["labels"],
+                not_on=_kept_off(template["spec"]),
             )
 
     def _action(self, job: ModelJob, pod: ModelPod) -> str:
@@ -132,7 +137,7 @@ class ModelKubernetes:
                     self._cascade(pod)  # its peers notice before the Job controller does
                 self._end(pod, 143, builders.failure("Stopped", "asked to stop", self.api.clock))
             elif pod.phase == "Pending" and pod.node is None:
-                free = [n for n in NODES if n not in self.down]
+                free = [n for n in NODES if n not in self.down and n not in pod.not_on]
                 if self.full or not free:
                     self._put_pod(replace(pod, waiting="0/3 nodes are available"))
                 else:
@@ -184,3 +189,11 @@ class ModelKubernetes:
 
     def _put_pod(self, pod: ModelPod) -> None:
         self.api.pods[pod.name] = pod
+
+
+def _kept_off(spec: Json) -> tuple[str, ...]:
+    """Nodes that a pod's affinity rules out."""
+    wanted = spec.get("affinity", {}).get("nodeAffinity", {})
+    rule = wanted.get("requiredDuringSchedulingIgnoredDuringExecution", {})
+    fields = [f for term in rule.get("nodeSelectorTerms", []) for f in term["matchFields"]]
+    return tuple(name for field in fields for name in field["values"])

@@ -27,6 +27,7 @@ class ModelPod:
     job_uid: str
     index: int
     labels: Json
+    not_on: tuple[str, ...] = ()
     phase: str = "Pending"
     node: str | None = None
     leaves: float | None = None

@@ -169,6 +169,11 @@ class ModelWorld(ModelKubernetes):
         field = ("activeDeadlineSeconds", "startupDeadlineSeconds")[choice // 4 % 2]
         self.api.edit(**{field: limit})
 
+    def ttl(self, choice: int) -> None:
+        limit = (None, 60, 3600)[choice % 3]
+        both = {"succeeded": limit, "failed": limit} if limit else None
+        self.api.edit(ttlSecondsAfterFinished=both)
+
     def edit(self, choice: int) -> None:
         """Something that only a job which has not started may change."""
         self.api.edit(training={"globalBatchSize": (32, 64)[choice % 2]})

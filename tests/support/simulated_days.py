@@ -40,6 +40,7 @@ ACTIONS: dict[str, int] = {
     "suspend": 5,
     "resume": 8,
     "deadline": 2,
+    "ttl": 2,
     "edit": 3,
     "racing_edit": 2,
     "profile": 1,
@@ -244,10 +245,23 @@ def judge_end(found: Simulation) -> None:
         assert "completionTime" in status
     if excuses <= {"drain", "deadline"}:
         assert status.get("restarts", {}).get("counted", 0) == 0, status["restarts"]
+    judge_ttl(found)
     begun, ended = (seconds(status[n]) for n in ("startTime", "completionTime"))
     active = ended - begun - status.get("suspendedSeconds", 0)
     limit = re.search(r"was active for (\d+) s", status["message"])
     assert active >= (int(limit[1]) if limit else 0), f"active for {active} s: {status['message']}"
+
+
+def judge_ttl(found: Simulation) -> None:
+    """A finished job goes when its time is over, not before; one without a TTL stays."""
+    api, spec = found.api, found.api.body["spec"]
+    limit = spec.get("ttlSecondsAfterFinished", {}).get(api.status["phase"].lower())
+    due = seconds(api.status["completionTime"]) + (limit or 0)
+    if limit is not None and api.deleted_at is None:
+        found.time(PAUSES.index(6 * 3600))
+        assert api.deleted_at is not None, f"still there {api.clock - due} s after its time"
+    if limit is not None and api.deleted_at is not None:
+        assert api.deleted_at >= due, f"gone {due - api.deleted_at} s before its time"
 
 
 def shrink(actions: list[Action], fails: Callable[[list[Action]], bool]) -> list[Action]:
