@@ -212,6 +212,60 @@ def test_a_stopped_pod_saves_and_ends_with_143_and_has_no_one_to_blame(
     assert not (work / "train.json").exists()
 
 
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_a_pod_that_waits_for_another_ends_at_once_when_it_is_asked_to_stop(
+    tmp_path: Path, started: list[Worker]
+) -> None:
+    """torch waits in C, where Python's handlers do not run."""
+    work = work_for(tmp_path, ENDLESS)
+    waits, other = start_pods(run_config(work, num_nodes=2), tmp_path, started)
+    other.process.kill()
+    environ = Path(f"/proc/{waits.process.pid}/environ").read_text()
+    port = int(environ.split("PET_MASTER_PORT=")[1].split("\0")[0])
+    until(lambda: listens(port), "waiting for the other pod")
+    waits.process.send_signal(signal.SIGTERM)
+    code, outcome = waits.end(60)
+    assert (code, outcome.failure and outcome.failure.message) == (
+        143,
+        "asked to stop (SIGTERM) while the workers waited for each other: nothing is lost",
+    )
+
+
+def test_a_rank_that_waits_for_another_ends_at_once_when_it_is_asked_to_stop(
+    tmp_path: Path,
+) -> None:
+    run = run_config(work_for(tmp_path, ENDLESS), num_proc_per_node=2)
+    (tmp_path / "run.json").write_text(run.model_dump_json(by_alias=True))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    message = tmp_path / "message"
+    env = environment(
+        RANK="0",
+        LOCAL_RANK="0",
+        WORLD_SIZE="2",
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+        TERMINATION_LOG=str(message),
+    )
+    command = [sys.executable, "-m", "finetune_trainer.train", str(tmp_path / "run.json")]
+    process = subprocess.Popen(command, env=env)
+    try:
+        until(lambda: listens(port), "waiting for the other rank")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 143
+    finally:
+        process.kill()
+    outcome = Outcome.from_message(message.read_text())
+    assert outcome is not None
+    assert outcome.failure is not None
+    assert (outcome.failure.failure_class, outcome.failure.rank) == ("Stopped", 0)
+
+
 def test_when_one_pod_is_stopped_the_others_save_the_same_step_and_end_too(
     tmp_path: Path, started: list[Worker]
 ) -> None:

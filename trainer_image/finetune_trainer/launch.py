@@ -30,6 +30,7 @@ from finetune_trainer.outcome_file import failure_from, load_run, write_outcome
 from finetune_trainer.stacks import Shelf
 from finetune_trainer.supervise import Supervisor
 from finetune_trainer.train import ENV_OUTCOME_DIRECTORY, finished
+from finetune_trainer.unheard import Unheard, has_children
 
 JOIN_SECONDS = 1800
 """How long the workers wait for each other: pulling the image may take one of them minutes."""
@@ -228,14 +229,17 @@ def run_pod(argv: list[str], directory: Path, supervisor: Supervisor) -> Ended |
     return ended
 
 
-def _stop(_signum: int, _frame: object) -> None:
-    raise StoppedError("asked to stop (SIGTERM)")
-
-
 def main(argv: list[str]) -> int:
     """Run this pod's part of the training; returns its exit code."""
     logs.set_up()
-    signal.signal(signal.SIGTERM, _stop)
+    unheard = Unheard(nothing_lost=lambda: not has_children())
+
+    def stop(_signum: int, _frame: object) -> None:
+        unheard.heard()
+        raise StoppedError("asked to stop (SIGTERM)")
+
+    signal.signal(signal.SIGTERM, stop)  # torch has its own as soon as there are processes
+    unheard.start()
     with tempfile.TemporaryDirectory(prefix="train-", ignore_cleanup_errors=True) as directory:
         supervisor = Supervisor(Path(directory), os.environ).start()
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 
 from finetune_trainer.errors import StoppedError
+from finetune_trainer.unheard import Unheard
 
 
 class StopRequest:
@@ -19,10 +20,12 @@ class StopRequest:
         """Nobody has asked yet."""
         self.asked = False
         self.at_once = True
+        self._unheard: Unheard | None = None
 
-    def install(self) -> None:
+    def install(self, rank: int | None = None) -> None:
         """Become the handler of SIGTERM; in the main thread."""
         signal.signal(signal.SIGTERM, self.on_signal)
+        self._unheard = Unheard(lambda: self.at_once, rank).start()
 
     def on_signal(self, _signum: int, _frame: object) -> None:
         """Take note, or end.
@@ -30,6 +33,8 @@ class StopRequest:
         Raises:
             StoppedError: nothing is trained yet.
         """
+        if self._unheard:
+            self._unheard.heard()
         self.asked = True
         if self.at_once:
             raise StoppedError("asked to stop (SIGTERM) before the first step: nothing is lost")

@@ -232,7 +232,7 @@ def main(argv: list[str]) -> int:
 
 def _one_rank(argv: list[str], rank: int, watch: Watch) -> int:
     stop = StopRequest()
-    stop.install()
+    stop.install(rank)
     try:
         run = load_run(argv, "train")
         if rank == 0:
