@@ -19,7 +19,8 @@ from demo_report import answer, losses
 from finetune_api.profile import FineTuneProfile
 from finetune_api.run_config import WORK_PREPARE_FACTS, WORK_TRAIN_FACTS, RunConfig
 from finetune_api.v1alpha1 import FineTuneJob
-from finetune_operator.plan import Paths, Refused, make_plan, make_snapshot
+from finetune_operator.plan import Paths, make_plan
+from finetune_operator.snapshot import Refused, make_snapshot
 
 PORT = 29511
 

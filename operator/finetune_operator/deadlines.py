@@ -8,7 +8,7 @@ from finetune_api.lifecycle import TtlSecondsAfterFinished
 from finetune_api.status import FineTuneJobStatus, LastFailure
 from finetune_api.v1alpha1 import FineTuneJobSpec
 from finetune_operator.observe import StageFacts, seconds
-from finetune_operator.plan import Refused
+from finetune_operator.snapshot import Refused
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from finetune_api.outcome import Outcome
 from finetune_operator import names
 from finetune_operator.names import Stage
-from finetune_operator.plan import Snapshot
+from finetune_operator.snapshot import Snapshot
 
 Raw = Mapping[str, Any]
 

@@ -31,8 +31,9 @@ from finetune_operator.decisions import (
 from finetune_operator.explain import explain
 from finetune_operator.names import stage_job
 from finetune_operator.observe import Observed, StageFacts, seconds
-from finetune_operator.plan import Plan, Refused
+from finetune_operator.plan import Plan
 from finetune_operator.restarts import Enough, add, entry, judge
+from finetune_operator.snapshot import Refused
 from finetune_operator.waiting import why
 
 NO_WISHES = Wishes()

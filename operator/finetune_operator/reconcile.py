@@ -31,11 +31,12 @@ from finetune_operator.decisions import (
 from finetune_operator.events import Event, events, lost_pod
 from finetune_operator.nodes import given_up, next_late, removable
 from finetune_operator.observe import Observed, PodFacts, seconds
-from finetune_operator.plan import Plan, Refused, make_plan, make_snapshot
+from finetune_operator.plan import Plan, make_plan
 from finetune_operator.policy import deadlines, decide, waits_for_nodes
 from finetune_operator.reports import reports
 from finetune_operator.settings import Settings
 from finetune_operator.sizing import settle_size
+from finetune_operator.snapshot import Refused, make_snapshot
 from finetune_operator.status import reduce
 from finetune_operator.waiting import look_again
 

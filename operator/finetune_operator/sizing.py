@@ -16,7 +16,8 @@ from finetune_operator.deadlines import Wishes
 from finetune_operator.decisions import SUSPENDED, Decision, Evidence, Hold, Start
 from finetune_operator.nodes import excluded
 from finetune_operator.observe import Observed
-from finetune_operator.plan import Plan, Refused, Snapshot, check, make_plan
+from finetune_operator.plan import Plan, make_plan
+from finetune_operator.snapshot import Refused, Snapshot, check
 
 GRACE_SECONDS = 600
 """For the workers to save a checkpoint when they are asked to stop, where nothing was measured;

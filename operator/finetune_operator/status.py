@@ -36,8 +36,9 @@ from finetune_operator.decisions import (
 from finetune_operator.names import Stage
 from finetune_operator.nodes import excluded
 from finetune_operator.observe import Observed, seconds
-from finetune_operator.plan import Plan, Refused
+from finetune_operator.plan import Plan
 from finetune_operator.reports import reports, stalled
+from finetune_operator.snapshot import Refused
 
 PHASE_OF_STAGE: dict[str, Phase] = {
     "prepare": "Preparing",

@@ -11,7 +11,7 @@ import yaml
 from finetune_api.profile import FineTuneProfile
 from finetune_api.run_config import RunConfig
 from finetune_api.v1alpha1 import FineTuneJob
-from finetune_operator.plan import Snapshot, make_snapshot
+from finetune_operator.snapshot import Snapshot, make_snapshot
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*-*"))
 

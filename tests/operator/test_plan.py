@@ -9,7 +9,8 @@ import pytest
 
 from finetune_api.profile import FineTuneProfileSpec
 from finetune_api.v1alpha1 import FineTuneJobSpec
-from finetune_operator.plan import Refused, Snapshot, make_plan, make_snapshot, quantity_bytes
+from finetune_operator.plan import make_plan, quantity_bytes
+from finetune_operator.snapshot import Refused, Snapshot, make_snapshot
 
 
 def snapshot(spec: dict[str, Any], **profiles: dict[str, Any]) -> Snapshot | Refused:

@@ -16,8 +16,9 @@ from finetune_api.profile import FineTuneProfileSpec
 from finetune_api.run_config import RunConfig
 from finetune_api.status import Resolved
 from finetune_api.v1alpha1 import FineTuneJobSpec
-from finetune_operator.plan import Paths, Plan, Snapshot, make_plan, make_snapshot
+from finetune_operator.plan import Paths, Plan, make_plan
 from finetune_operator.sizing import resize
+from finetune_operator.snapshot import Snapshot, make_snapshot
 from finetune_trainer.prepare import prepare
 from finetune_trainer.train import finished
 
