@@ -21,6 +21,8 @@ from finetune_operator.rounds import Rounds
 from finetune_operator.watches import Watches
 
 WORKERS = 4
+KINDS = 3
+"""Of the resources that are watched in each namespace; the profiles have none."""
 CONNECT_SECONDS = 10.0
 REQUEST_SECONDS = 30.0
 
@@ -103,13 +105,11 @@ async def watch(
     controller: Controller,
     rounds: Rounds,
     watches: Watches,
-    ready: asyncio.Event,
     spawned: Callable[[], None],
 ) -> None:
     """Kopf's watches, until cancelled; raises `WatchesEndedError` when one of them has failed.
 
     Args:
-        ready: Set when the watches are up.
         spawned: Called when Kopf has taken the process' signals, which are not for it.
     """
     registry = kopf.OperatorRegistry()
@@ -121,7 +121,6 @@ async def watch(
         standalone=True,
         clusterwide=not namespaces,
         namespaces=namespaces,
-        ready_flag=ready,
     )
     spawned()
     running = asyncio.create_task(kopf.run_tasks(tasks, ignored=others))

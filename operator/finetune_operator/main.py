@@ -55,9 +55,11 @@ class Replica:
         self.endpoint = ProgressEndpoint(cluster, self.metrics, now)
         self.rounds = Rounds(self.controller)
         self.watches = Watches(
-            time.monotonic, settings.watch_silence_seconds, on_relist=self.rounds.want
+            time.monotonic,
+            settings.watch_silence_seconds,
+            on_relist=self.rounds.want,
+            expected=handlers.KINDS * max(1, len(settings.watch_namespaces)) + 1,
         )
-        self._watching = asyncio.Event()
         self.metrics.hold("queue", lambda: self.controller.queue.held)
         self.metrics.hold("statuses", lambda: len(self.metrics.statuses()))
         self.metrics.hold("tokens", lambda: self.endpoint.held)
@@ -71,7 +73,7 @@ class Replica:
         """A standby that could take over is ready: else a rolling update would wait for ever, and
         `helm --wait` too. It takes progress reports, as the leader does."""
         if self.election.fence.leading:
-            return self._watching.is_set()
+            return self.watches.up
         return self.election.has_seen_a_leader
 
     def unhealthy(self) -> str | None:
@@ -93,7 +95,7 @@ class Replica:
     async def _watch(self) -> None:
         await self.rounds.tried.wait()  # it has seen what the first lists of the watches tell
         parts = (self.controller, self.rounds, self.watches)
-        await handlers.watch(*parts, self._watching, self.take_signals)
+        await handlers.watch(*parts, self.take_signals)
 
     async def retire(self, leading: asyncio.Task[None]) -> None:
         """End in order: passes first, then the watches, then the Lease. When a write may still be

@@ -28,13 +28,26 @@ class Watches:
     """What was heard, by path of the resource. One for each operator that leads."""
 
     def __init__(
-        self, clock: Callable[[], float], silence_seconds: float, on_relist: Callable[[], None]
+        self,
+        clock: Callable[[], float],
+        silence_seconds: float,
+        on_relist: Callable[[], None],
+        expected: int = 0,
     ) -> None:
+        """`expected`: how many watches there will be."""
         self._clock = clock
+        self._expected = expected
+        self._started: float | None = None
+        self._watching: set[str] = set()
         self._limit = DEAF_AFTER * silence_seconds
         self._on_relist = on_relist
         self._heard: dict[str, float] = {}
         self._listed: set[str] = set()
+
+    @property
+    def up(self) -> bool:
+        """Whether every watch was answered once."""
+        return len(self._watching) >= self._expected
 
     def deaf(self) -> str | None:
         """The watch that was silent for too long, in a sentence; None: all is well."""
@@ -42,6 +55,8 @@ class Watches:
         for path, time in self._heard.items():
             if now - time > self._limit:
                 return f"nothing was heard of {path} for {now - time:.0f} s"
+        if self._started is not None and not self.up and now - self._started > self._limit:
+            return f"only {len(self._watching)} of {self._expected} watches are up"
         return None
 
     def asked(self, path: str) -> None:
@@ -61,6 +76,7 @@ class Watches:
     def session(self, **arguments: Any) -> aiohttp.ClientSession:
         """A session of aiohttp, listened to."""
         watches = self
+        self._started = self._clock()
 
         class Response(aiohttp.ClientResponse):
             async def start(self, connection: Any) -> aiohttp.ClientResponse:
@@ -68,7 +84,9 @@ class Watches:
                 path, query = self.url.path, self.url.query
                 if self.status == 200 and is_of_a_watch(query):
                     watches.heard(path)
-                    if "watch" not in query and "continue" not in query:
+                    if "watch" in query:
+                        watches._watching.add(path)
+                    elif "continue" not in query:
                         watches.listed(path)
                     self.content = _Heard(  # type: ignore[assignment]
                         self.content, lambda: watches.heard(path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import signal
 import threading
 from collections.abc import Iterator
@@ -130,20 +129,26 @@ def test_a_leader_that_was_stopped_beyond_its_lease_writes_nothing_when_it_goes_
     with FaultProxy(server, tmp_path) as proxy:
         first = replicas.start("first", proxy.kubeconfig, LEASE_SECONDS="3")
         second = replicas.start("second", server, LEASE_SECONDS="3")
-        reads, stopped = itertools.count(1), threading.Event()
+        before, stopped = [""], threading.Event()
 
         def stop_in_mid_pass(request: Request) -> Verdict:
-            """The pass reads the ConfigMap for its decision, and again right before it applies it:
-            with the answer to that its very next act would be the first write."""
-            if request.path.endswith("/configmaps/docs-run") and next(reads) == 2:
+            """A pass reads the ConfigMap after the job, for its decision, and again right before it
+            applies it: with the answer to that its very next act would be the first write."""
+            if request.is_lease or request.is_watch:
+                return PASS
+            is_map = request.path.endswith("/configmaps/docs-run")
+            if is_map and not before[0].endswith("/finetunejobs/docs") and not stopped.is_set():
                 first.send(signal.SIGSTOP)
                 stopped.set()
+            before[0] = request.path
             return PASS
 
         proxy.decide = stop_in_mid_pass
         namespace = apply(kube)
         eventually("the first to be stopped", stopped.is_set)
-        eventually("the second to act", lambda: phase(kube, namespace) == "Preparing", 15)
+        jobs = f"/apis/batch/v1/namespaces/{namespace}/jobs"
+        assert kube.items(jobs) == []
+        eventually("the second to act", lambda: kube.items(jobs), 15)
         assert holder(kube) == "second"
 
         by_first = AuditLog(server, "finetune-operator/first")

@@ -177,7 +177,7 @@ def test_events_that_are_lost_repeated_and_out_of_order_change_no_end(
 def test_liveness_fails_when_a_watch_stays_deaf_and_names_it(
     kube: Kube, proxy: FaultProxy, namespace: str, start: Start
 ) -> None:
-    operator = start(proxy.kubeconfig, WATCH_SILENCE_SECONDS="2")
+    operator = start(proxy.kubeconfig, WATCH_SILENCE_SECONDS="8")
     assert operator.page("healthz") == (200, "ok")
     proxy.decide = lambda r: Silence() if r.path.endswith(f"{namespace}/pods") else PASS
     proxy.go_silent()

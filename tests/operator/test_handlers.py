@@ -147,16 +147,15 @@ async def watching(kubeconfig: Path) -> AsyncIterator[Play]:
     )
     controller = Controller(cast("Cluster", None), settings, "CA", Metrics())
     rounds = Rounds(controller)
-    watches = Watches(time.monotonic, SILENCE, rounds.want)
+    watches = Watches(time.monotonic, SILENCE, rounds.want, expected=handlers.KINDS + 1)
     taken: list[str] = []
     task = asyncio.create_task(
-        handlers.watch(
-            controller, rounds, watches, asyncio.Event(), lambda: taken.append("signals")
-        )
+        handlers.watch(controller, rounds, watches, lambda: taken.append("signals"))
     )
     play = Play(server, controller, watches, task)
     try:
-        await play.until("all watches to be up", lambda: len(server.watched) == 4)
+        await play.until("all watches to be up", lambda: watches.up)
+        assert len(server.watched) == 4
         yield play
     finally:
         task.cancel()

@@ -39,6 +39,19 @@ def test_a_watch_is_deaf_when_nothing_was_heard_of_it_for_too_long(clock: Clock)
     assert watches.deaf() is None
 
 
+def test_watches_that_never_come_up_are_told(clock: Clock) -> None:
+    async def run() -> None:
+        watches = Watches(clock, 70, on_relist=lambda: None, expected=4)
+        assert (watches.up, watches.deaf()) == (False, None), "a standby has none"
+        async with watches.session():
+            clock.time += 87
+            assert watches.deaf() is None
+            clock.time += 1
+            assert watches.deaf() == "only 0 of 4 watches are up"
+
+    asyncio.run(run())
+
+
 def test_the_second_whole_list_of_a_resource_is_told(clock: Clock) -> None:
     told: list[str] = []
     watches = Watches(clock, 70, on_relist=lambda: told.append("again"))

@@ -108,7 +108,8 @@ class _RunningJob:
 
     def _children(self, state: str, phase: str, message: str) -> None:
         """What the operator applies next, and what Job controller and kubelet make of it."""
-        for manifest in self._step().apply:
+        applied = next(done.apply for done in iter(self._step, None) if done.apply)
+        for manifest in applied:
             if manifest["kind"] not in PATHS:
                 continue  # a pass reads nothing of the others
             path = PATHS[manifest["kind"]].format(self._namespace)
