@@ -73,7 +73,7 @@ class WorkQueue(Generic[Key]):
     def _tidy(self) -> None:
         """A superseded entry stays in the heap until it is due, which may be in days: where most of
         them are such, they go."""
-        if len(self._heap) > 2 * len(self._due) + 16:
+        if len(self._heap) > 2 * len(self._due):
             entries = [e for e in self._heap if self._due.get(e[2]) == e[0]]
             self._heap = entries
             heapq.heapify(self._heap)
