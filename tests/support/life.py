@@ -208,9 +208,9 @@ class Life:
 
     def events(self) -> list[str]:
         """Reasons of the Events about the job, in the order of their making."""
-        found = self.kube.items(f"/api/v1/namespaces/{self.namespace}/events")
-        mine = [e for e in found if e["involvedObject"].get("uid") == self._uid()]
-        made = sorted(mine, key=lambda e: int(e["metadata"]["resourceVersion"]))
+        selector = f"?fieldSelector=involvedObject.kind=FineTuneJob,involvedObject.name={self.name}"
+        found = self.kube.items(f"/api/v1/namespaces/{self.namespace}/events{selector}")
+        made = sorted(found, key=lambda e: int(e["metadata"]["resourceVersion"]))
         return [e["reason"] for e in made]
 
     def _uid(self) -> str:
