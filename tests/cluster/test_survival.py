@@ -209,7 +209,8 @@ def test_a_job_gets_to_its_end_whatever_every_third_request_meets(
         if request.is_watch or request.is_lease or next(turn) % 3:
             return PASS
         fault = next(injected)
-        return PASS if fault == Answer(409) and not request.is_write else fault
+        # A 409 to what makes an object says that it is there already: no fault, but a lie.
+        return PASS if fault == Answer(409) and request.method != "PATCH" else fault
 
     proxy.decide = decide
     operator = start(proxy.kubeconfig)
