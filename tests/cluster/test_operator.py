@@ -292,7 +292,8 @@ def test_a_finished_job_goes_by_itself_also_after_a_restart_and_leaves_its_resul
     path = f"{GROUP}/namespaces/{namespace}/finetunejobs/docs"
     eventually("the job to go", lambda: kube.get(path) is None, 60)
     after = time.time() - datetime.fromisoformat(ended).timestamp()
-    # The killed leader's lease takes 10 to 12 s of the 30; a clock that starts anew with the operator would take 43.
+    # The killed leader's lease takes 10 to 12 s of the 30; a clock that starts anew with the
+    # operator would end after 43.
     assert 30 <= after < 36, "it went too early or too late"
     assert "TTLExpired" in event_reasons(kube, namespace)
     selector = "?labelSelector=finetune-operator.io/job=docs"
