@@ -14,8 +14,6 @@ from trainer_builders import a_run, questions, tiny_model, trained, write_jsonl
 from finetune_trainer.ask import main
 from finetune_trainer.prepare import prepare
 
-pytestmark = pytest.mark.trainer
-
 
 @pytest.fixture
 def result(tmp_path: Path) -> Path:

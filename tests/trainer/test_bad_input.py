@@ -18,8 +18,6 @@ from finetune_api.outcome import Outcome
 from finetune_api.run_config import LoraConfig, SourceConfig
 from finetune_trainer import logs, prepare
 
-pytestmark = pytest.mark.trainer
-
 CONFIGURATION, DATA, MODEL = (10, "Configuration"), (11, "Data"), (12, "Model")
 LORA = LoraConfig(rank=4, alpha=8, dropout=0.0, target_modules=["all-linear"])
 

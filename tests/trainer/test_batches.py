@@ -18,8 +18,6 @@ from finetune_trainer.batches import (
 from finetune_trainer.data.examples import LEARNED
 from finetune_trainer.errors import InternalError
 
-pytestmark = pytest.mark.trainer
-
 
 def one(labels: list[int], positions: list[int]) -> Sequences:
     ids = np.arange(len(labels), dtype=np.int32) + 50

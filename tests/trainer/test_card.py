@@ -16,8 +16,6 @@ from finetune_trainer import card, state
 from finetune_trainer.chart import History, draw, read_history, smooth
 from finetune_trainer.errors import InternalError
 
-pytestmark = pytest.mark.trainer
-
 PREPARED = PrepareFacts(
     parameters=134_515_008,
     architecture="LlamaForCausalLM",

@@ -14,8 +14,6 @@ import pytest
 from checkpoint_builders import Gang, Scenario, run_gangs
 from training_builders import LORA, arrays, run_config, write_work
 
-pytestmark = pytest.mark.trainer
-
 STEPS = 4
 TRAIN, HELD_OUT = arrays(20, seed=1), arrays(4, seed=2)
 TUNINGS: dict[str, dict[str, Any]] = {

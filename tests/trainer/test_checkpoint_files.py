@@ -16,8 +16,6 @@ from training_builders import LORA, arrays, run_config, write_work
 from finetune_api.outcome import Failure, Outcome, PrepareFacts, TrainFacts
 from finetune_trainer.errors import ConfigurationError, InternalError, StoppedError
 
-pytestmark = pytest.mark.trainer
-
 SOURCES = Path(__file__).parents[2] / "trainer_image"
 
 

@@ -21,8 +21,6 @@ from finetune_trainer.data.samples import for_status, one_line, render
 from finetune_trainer.data.store import DataMeta, SplitMeta, write_split
 from finetune_trainer.errors import ConfigurationError, DataError, ModelError
 
-pytestmark = pytest.mark.trainer
-
 VOCABULARY = 512
 
 

@@ -6,13 +6,10 @@ import tracemalloc
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from finetune_trainer.data.examples import Examples
 from finetune_trainer.data.masking import Tokens
 from finetune_trainer.data.store import write_split
-
-pytestmark = pytest.mark.trainer
 
 
 def example(number: int, count: int) -> Tokens:

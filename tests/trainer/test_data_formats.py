@@ -16,8 +16,6 @@ from finetune_trainer.data.formats import (
 from finetune_trainer.data.records import Record
 from finetune_trainer.errors import DataError
 
-pytestmark = pytest.mark.trainer
-
 HERE = "d.jsonl line 7"
 USER = {"role": "user", "content": "Q"}
 ASSISTANT = {"role": "assistant", "content": "A"}

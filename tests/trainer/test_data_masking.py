@@ -11,8 +11,6 @@ from finetune_trainer.data.formats import Completion, Conversation
 from finetune_trainer.data.masking import Masker
 from finetune_trainer.errors import DataError, ModelError
 
-pytestmark = pytest.mark.trainer
-
 CHAT = Conversation(
     "d.jsonl line 1",
     [

@@ -8,8 +8,6 @@ import pytest
 
 from finetune_trainer.data.packing import one_each, pack
 
-pytestmark = pytest.mark.trainer
-
 
 def usual_lengths(count: int, seed: int) -> list[int]:
     """Log-normal, as instruction data are."""

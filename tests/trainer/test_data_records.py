@@ -10,8 +10,6 @@ import pytest
 from finetune_trainer.data.records import Record, read_records
 from finetune_trainer.errors import DataError
 
-pytestmark = pytest.mark.trainer
-
 EXAMPLE = {"prompt": "a", "completion": "é"}
 
 

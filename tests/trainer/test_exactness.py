@@ -25,8 +25,6 @@ from training_builders import (
     write_work,
 )
 
-pytestmark = pytest.mark.trainer
-
 STEPS, BATCH = 4, 8
 TRAIN = arrays(20, seed=11)
 ALL = arrays(BATCH, seed=12)

@@ -22,8 +22,6 @@ from finetune_trainer.export import export, main
 from finetune_trainer.manifest import check_manifest
 from finetune_trainer.prepare import prepare
 
-pytestmark = pytest.mark.trainer
-
 FULL: dict[str, Any] = {"tuning": "Full", "lora": None}
 MERGED: dict[str, Any] = {"merge": True}
 ADAPTER: dict[str, Any] = {}

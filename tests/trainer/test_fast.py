@@ -16,8 +16,6 @@ from torch.nn.functional import cross_entropy  # noqa: E402
 from finetune_trainer.fast import adapter, attention, gated, norm, output  # noqa: E402
 from finetune_trainer.fast.apply import close, speed_up, use_segments  # noqa: E402
 
-pytestmark = pytest.mark.trainer
-
 CPU = torch.device("cpu")
 SIZES = {
     "vocab_size": 96,

@@ -16,8 +16,6 @@ from finetune_trainer import cascade
 from finetune_trainer.errors import OutOfMemoryError
 from finetune_trainer.outcome_file import failure_class_of
 
-pytestmark = pytest.mark.trainer
-
 CASES = {
     "killed in a step": Fault("SIGKILL", "step"),
     "killed in the evaluation": Fault("SIGKILL", "evaluation"),

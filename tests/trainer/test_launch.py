@@ -24,8 +24,6 @@ from finetune_trainer.cascade import Ended, cause, failure_of, log_tail
 from finetune_trainer.errors import InternalError, PeerLostError
 from finetune_trainer.launch import Pod, processors, threads_per_process, wait_for_name
 
-pytestmark = pytest.mark.trainer
-
 ENDLESS = 20_000
 """Steps of a run that a test ends: minutes, while what it waits for takes seconds."""
 

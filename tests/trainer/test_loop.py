@@ -24,8 +24,6 @@ from training_builders import (
     write_work,
 )
 
-pytestmark = pytest.mark.trainer
-
 STEPS = 6
 TRAIN, HELD_OUT = arrays(20, seed=1), arrays(5, seed=2)
 SHORT, LONG = arrays(6, 3, learned=(1, 1)), arrays(6, 4, learned=(10, 12))

@@ -14,8 +14,6 @@ from finetune_trainer.errors import ConfigurationError
 from finetune_trainer.export import export
 from finetune_trainer.prepare import prepare
 
-pytestmark = pytest.mark.trainer
-
 STEPS = 3
 EXTRAS: dict[str, dict[str, Any]] = {
     "rsLoRA": {"use_rslora": True},

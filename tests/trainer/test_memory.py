@@ -15,8 +15,6 @@ from finetune_api.run_config import RunConfig
 from finetune_api.sizes import ModelShape, Setup
 from finetune_trainer.model.check import inspect_model, shape_of
 
-pytestmark = pytest.mark.trainer
-
 Key = tuple[str, str, int, str]
 """Precision, tuning, stage, offload."""
 

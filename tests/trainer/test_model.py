@@ -17,8 +17,6 @@ from finetune_trainer.model.base import load_tokenizer, prepare_model
 from finetune_trainer.model.check import ModelInfo, check_length, inspect_model, shape_of
 from finetune_trainer.model.files import link_or_copy
 
-pytestmark = pytest.mark.trainer
-
 URI = "pvc://models/tiny"
 
 

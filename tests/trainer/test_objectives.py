@@ -15,8 +15,6 @@ from training_builders import LORA, Case, run_cases, run_config
 
 from finetune_trainer.prepare import prepare
 
-pytestmark = pytest.mark.trainer
-
 STEPS = 3
 OBJECTIVES = ("DPO", "KTO", "ORPO")
 FULL: dict[str, Any] = {"tuning": "Full", "lora": None, "learning_rate": 2e-3}

@@ -13,8 +13,6 @@ from training_builders import LORA, run_config
 
 from finetune_api.run_config import PreferenceConfig, RunConfig
 
-pytestmark = pytest.mark.trainer
-
 COUNT, LENGTH = 6, 72
 SETTINGS = PreferenceConfig(beta=0.3, desirable_weight=1.5, undesirable_weight=0.5)
 LONG = {

@@ -22,8 +22,6 @@ from training_builders import (
 from finetune_api.outcome import PrepareFacts, ResolvedTraining
 from finetune_trainer.train import finished
 
-pytestmark = pytest.mark.trainer
-
 STEPS = 5
 TRAIN = arrays(20, seed=1)
 FULL: dict[str, Any] = {"tuning": "Full", "lora": None}

@@ -16,8 +16,6 @@ from finetune_trainer.errors import ConfigurationError, DataError, InternalError
 from finetune_trainer.logs import say
 from finetune_trainer.outcome_file import failure_from, load_run, stage
 
-pytestmark = pytest.mark.trainer
-
 FACTS = Outcome(export=ExportFacts(digest="sha256:" + "0" * 64, bytes=1, files=1, tensors=1))
 
 

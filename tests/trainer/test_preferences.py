@@ -18,8 +18,6 @@ from finetune_trainer.data.preferences import Preference, read_preferences, to_p
 from finetune_trainer.data.records import Record
 from finetune_trainer.errors import ConfigurationError, DataError, TrainerError
 
-pytestmark = pytest.mark.trainer
-
 USER = {"role": "user", "content": "Two plus two?"}
 FOUR = {"role": "assistant", "content": "Four."}
 FIVE = {"role": "assistant", "content": "Five."}

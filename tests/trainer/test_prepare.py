@@ -20,8 +20,6 @@ from finetune_trainer.fit import fit, resolved_run
 from finetune_trainer.model.check import inspect_model
 from finetune_trainer.prepare import main, prepare, total_steps
 
-pytestmark = pytest.mark.trainer
-
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -24,8 +24,6 @@ from finetune_trainer.answers import prompts
 from finetune_trainer.export import export
 from finetune_trainer.proof_examples import LEAST, MOST, choose, examples_of
 
-pytestmark = pytest.mark.trainer
-
 STEPS = 4
 HELD_OUT = arrays(5, seed=2)
 CASES: dict[str, dict[str, Any]] = {

@@ -26,8 +26,6 @@ from finetune_trainer.report import (
     seconds_until_due,
 )
 
-pytestmark = pytest.mark.trainer
-
 STATE = State(
     activity="Training",
     step=12,

@@ -22,8 +22,6 @@ from finetune_operator.snapshot import Snapshot, make_snapshot
 from finetune_trainer.prepare import prepare
 from finetune_trainer.train import finished
 
-pytestmark = pytest.mark.trainer
-
 SPEC = {
     "model": {"uri": "pvc://data/tiny"},
     "dataset": {"uri": "pvc://data/docs.jsonl", "format": "Instruction", "evalFraction": 0.1},

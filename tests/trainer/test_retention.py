@@ -15,8 +15,6 @@ from finetune_api.run_config import EvaluationConfig, RunConfig, SourceConfig
 from finetune_trainer.errors import DataError
 from finetune_trainer.prepare import prepare
 
-pytestmark = pytest.mark.trainer
-
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -4,8 +4,6 @@ import pytest
 
 from finetune_trainer.schedule import Schedule, learning_rate
 
-pytestmark = pytest.mark.trainer
-
 
 def rates(schedule: Schedule, total_steps: int, warmup_fraction: float) -> list[float]:
     return [

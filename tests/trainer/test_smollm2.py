@@ -15,7 +15,7 @@ from finetune_trainer.ask import answer
 from finetune_trainer.export import export
 from finetune_trainer.prepare import prepare
 
-pytestmark = [pytest.mark.trainer, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.timeout(600)
 
 ROOT = Path(__file__).parents[2]
 

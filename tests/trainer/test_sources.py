@@ -20,8 +20,6 @@ from finetune_trainer.sources import (
     fetch_model,
 )
 
-pytestmark = pytest.mark.trainer
-
 MODEL = SourceConfig(uri="hf://team/tiny")
 DATA = SourceConfig(uri="hf://team/docs")
 MODEL_FILES = {

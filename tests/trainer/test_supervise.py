@@ -19,8 +19,6 @@ from finetune_trainer.heartbeat import Beat, Heart, beats
 from finetune_trainer.stacks import Shelf
 from finetune_trainer.supervise import Silence, Supervisor, state_of_child, verdict
 
-pytestmark = pytest.mark.trainer
-
 BEAT = Beat(rank=1, pid=2, count=9, activity="Training", step=7, budget=90.0)
 SINCE = "while training, after step 7"
 

@@ -20,8 +20,6 @@ from finetune_trainer.errors import (
     PeerLostError,
 )
 
-pytestmark = pytest.mark.trainer
-
 
 @pytest.fixture
 def rank_0(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:

@@ -21,8 +21,6 @@ from finetune_trainer.countdown import Countdown, Limits
 from finetune_trainer.stacks import Shelf
 from finetune_trainer.watchdog import Watchdog
 
-pytestmark = pytest.mark.trainer
-
 
 def countdown(*steps: float, between: int = 1) -> Countdown:
     """In training, after steps that took so many seconds."""

@@ -9,8 +9,6 @@ from training_builders import LORA, run_config
 from finetune_api.run_config import RunConfig
 from finetune_trainer.zero import deepspeed_config
 
-pytestmark = pytest.mark.trainer
-
 COMMON = {
     "train_batch_size": 32,
     "train_micro_batch_size_per_gpu": 2,
