@@ -69,7 +69,7 @@ bench-restart: ## The operator's start among 1,000 running jobs, and what 1,000 
 	@$(DEV); PYTHONPATH=$(PYTHONPATH):tests/support:. $$V/bin/python bench/operator_restart.py
 
 .PHONY: bench-trainer
-bench-trainer: ## Our trainer beside TRL's, 10 minutes on an idle machine (QUICK=1: less): build/bench/trainer.json
+bench-trainer: ## Our trainer beside TRL's, 8 minutes on an idle machine (QUICK=1: less): build/bench/trainer.json
 	@T=$$(scripts/venv bench); PATH=$$T/bin:$$PATH $$T/bin/python bench/trainer_speed.py $(if $(QUICK),--quick)
 
 .PHONY: generate
