@@ -109,11 +109,6 @@ class Restart:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Finished:
-    """It was over before: a finished job is final."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
     """What the stages left, as far as it is still to be seen."""
 
@@ -121,6 +116,4 @@ class Evidence:
     train: TrainFacts | None = None
 
 
-Decision = (
-    Wait | Begin | Start | Watch | Hold | Resume | Restart | Renew | Succeed | Fail | Finished
-)
+Decision = Wait | Begin | Start | Watch | Hold | Resume | Restart | Renew | Succeed | Fail

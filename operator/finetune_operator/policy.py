@@ -18,7 +18,6 @@ from finetune_operator.decisions import (
     Decision,
     Evidence,
     Fail,
-    Finished,
     Hold,
     Renew,
     Restart,
@@ -95,9 +94,7 @@ def deadlines(old: FineTuneJobStatus, decision: Decision, wishes: Wishes) -> lis
 def _go_on(
     plan: Plan | Refused, old: FineTuneJobStatus, observed: Observed, now: str
 ) -> tuple[Decision, Evidence]:
-    """What would be next if the job were not suspended."""
-    if old.phase in ("Succeeded", "Failed"):
-        return Finished(), Evidence()
+    """What would be next if the job, which is not over, were not suspended."""
     if observed.taken is not None:
         return Wait(refused=_name_taken(observed.taken)), Evidence()
     if isinstance(plan, Refused):

@@ -8,6 +8,7 @@ from finetune_api.outcome import PrepareFacts, ResolvedTraining, TrainFacts
 from finetune_api.run_config import RunConfig
 from finetune_api.status import (
     MAX_MESSAGE,
+    TERMINAL_PHASES,
     DatasetFacts,
     ExcludedNode,
     FineTuneJobStatus,
@@ -23,7 +24,6 @@ from finetune_operator.decisions import (
     Decision,
     Evidence,
     Fail,
-    Finished,
     Hold,
     Renew,
     Restart,
@@ -72,12 +72,10 @@ def reduce(
     Args:
         listening_since: See `reports.reports`.
     """
-    if isinstance(decision, Finished):
-        return old.model_copy(update={"progress": None})
     phase, message = _phase(old, decision)
     if stalled(old, decision):
         message = STALLED
-    ended = phase in ("Succeeded", "Failed")
+    ended = phase in TERMINAL_PHASES
     heard = reports(old, decision, listening_since, now)
     begun = isinstance(decision, Begin | Start) or observed.snapshot is not None
     started = old.start_time or (now if begun else None)
