@@ -593,9 +593,3 @@ def test_who_may_not_report_is_told_so(kube: Kube, namespace: str, reporter: Rep
         (413, "the body is larger than 65536 bytes"),
         (422, "not a trainer status: Invalid JSON: expected ident at line 1 column 2"),
     ]
-
-
-def test_the_idle_operator_stays_under_100_megabytes(kube: Kube, operator: Operator) -> None:
-    assert operator.stop(signal.SIGTERM) == 0  # what earlier tests left in its memory is not idle
-    operator.start()
-    assert operator.resident_bytes() < 100e6
