@@ -107,11 +107,18 @@ def _log_tail(pod: PodFacts, failure: Failure | None) -> str | None:
 
 
 def _nothing_left(stage: StageFacts, now: str) -> LastFailure:
+    """A pod that fails by itself stays and can be asked; one that is deleted at once does not."""
+    failure_class: FailureClass = "Killed"
     if stage.state == "Complete":
+        failure_class = "Internal"
         message = (
             f"the {stage.stage} pods ended without an error but left no proof of their work; "
             "the trainer image does not match this operator, or the pods were removed at once"
         )
     else:
-        message = f"the {stage.stage} pods are gone: {stage.message or 'no reason given'}"
-    return LastFailure(failure_class="Internal", stage=stage.stage, message=message, time=now)
+        message = (
+            f"no {stage.stage} pod is left that could tell what happened: one was deleted without "
+            "time to end (by hand, or with its node)"
+        )
+        message += f"; {stage.message}" if stage.message else ""
+    return LastFailure(failure_class=failure_class, stage=stage.stage, message=message, time=now)

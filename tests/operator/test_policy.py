@@ -87,6 +87,15 @@ def test_a_deleted_worker_is_named() -> None:
     )
 
 
+def test_a_gang_of_which_nothing_is_left_was_deleted_at_once() -> None:
+    found = lost([])
+    assert (found["class"], found["message"]) == (
+        "Killed",
+        "no train pod is left that could tell what happened: one was deleted without time to end "
+        "(by hand, or with its node); Job has reached the specified backoff limit",
+    )
+
+
 def test_pods_that_end_without_proof_are_not_a_success() -> None:
     found = lost([pod(TRAIN, 0, "Succeeded")], state="Complete")
     assert (found["class"], found["message"]) == (
