@@ -26,13 +26,13 @@ def explain(stage: StageFacts, now: str, processes_per_pod: int = 1) -> LastFail
         return _nothing_left(stage, now)
     pod = min(failed, key=lambda p: (_is_cascade(p), _failed_at(p, now), not p.unhealthy))
     failure = pod.outcome.failure if pod.outcome else None
-    if pod.unhealthy and failure is not None and failure.failure_class in EFFECTS:
-        failure = None  # of being killed: its last words are no reason
     rank = None
     if stage.stage == "train":
         rank = pod.index * processes_per_pod
     if failure is not None and failure.rank is not None:
         rank = failure.rank
+    if failure is not None and failure.failure_class in ("Killed", *EFFECTS) and _was_ended(pod):
+        failure = None  # what was killed knows less of it than who did it
     return LastFailure(
         failure_class=failure.failure_class if failure else _class(pod),
         stage=stage.stage,
@@ -46,9 +46,15 @@ def explain(stage: StageFacts, now: str, processes_per_pod: int = 1) -> LastFail
     )
 
 
+def _was_ended(pod: PodFacts) -> bool:
+    """Whether the kubelet says why: the container's memory was full (where only the rank is killed,
+    launch sees a signal and no more), or its liveness probe failed."""
+    return pod.unhealthy or pod.reason == "OOMKilled"
+
+
 def _is_cascade(pod: PodFacts) -> bool:
     failure = pod.outcome.failure if pod.outcome else None
-    if pod.unhealthy:
+    if _was_ended(pod):
         return False
     if failure is not None:
         return failure.failure_class in EFFECTS

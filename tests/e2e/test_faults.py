@@ -17,6 +17,7 @@ from e2e_jobs import (
     EXAMPLE,
     JOBS,
     failed,
+    fill_memory,
     gone,
     kubectl,
     run,
@@ -45,7 +46,8 @@ def undisturbed(kube: Kube) -> float:
     status = succeeded(kube, start(kube, "undisturbed"))
     loss: float = status["output"]["evalLossAfter"]
     FILE.parent.mkdir(parents=True, exist_ok=True)
-    FILE.write_text("[]\n")
+    if not FILE.exists():
+        FILE.write_text("[]\n")
     return loss
 
 
@@ -189,7 +191,20 @@ def test_suspended_and_resumed_at_half_the_size(kube: Kube, undisturbed: float) 
 
 
 def test_out_of_memory_ends_the_job_and_says_what_to_lower(kube: Kube, undisturbed: float) -> None:
-    """The same run would meet the same limit."""
+    """The kernel kills the rank for the container's limit; the same run would meet it again."""
+    name = start(kube, "out-of-memory")
+    trained_until(kube, name, FAULT_AFTER)
+    fill_memory(kube, name, 1)
+    failure = failed(kube, name, 300)
+    row = {"fault": "out of memory", "outcome": "FailedAsItShould"}
+    row |= dict.fromkeys(("seconds_to_next_step", "steps_lost", "loss_difference"))
+    right = (failure["class"], failure["stage"], failure["rank"]) == ("OutOfMemory", "train", 1)
+    note(row if right else row | {"outcome": "Wrong"})
+    assert right, failure
+    assert "microBatchSize" in failure["message"]
+
+
+def test_a_run_that_does_not_fit_is_refused_before_a_worker_starts(kube: Kube) -> None:
     profile = json.loads(kubectl("get", "finetuneprofile", "demo-cpu", "-o", "json"))["spec"]
     profile["node"]["memory"] = "700Mi"
     path = f"{GROUP}/finetuneprofiles"
@@ -201,8 +216,7 @@ def test_out_of_memory_ends_the_job_and_says_what_to_lower(kube: Kube, undisturb
             "spec": profile,
         }
         kube.create(path, body)
-    failure = failed(kube, start(kube, "out-of-memory", profile="tight"), 300)
-    assert (failure["class"], failure["stage"]) == ("OutOfMemory", "train")
-    assert "microBatchSize" in failure["message"]
-    row = {"fault": "out of memory", "outcome": "FailedAsItShould"}
-    note(row | dict.fromkeys(("seconds_to_next_step", "steps_lost", "loss_difference")))
+    failure = failed(kube, start(kube, "too-large", profile="tight"), 300)
+    assert (failure["class"], failure["stage"]) == ("OutOfMemory", "prepare")
+    assert "set spec.zero.stage: 3 (now 2)" in failure["message"]
+    assert kube.pods("demo", "too-large-train-0") == []

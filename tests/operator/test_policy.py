@@ -74,6 +74,22 @@ def test_a_worker_out_of_host_memory_is_told_what_to_lower() -> None:
     )
 
 
+def test_a_rank_killed_for_memory_beside_its_launch_is_out_of_memory() -> None:
+    """The kernel may kill one process of a container only: launch then sees signal 9."""
+    killed = failure("Killed", "the process was killed by signal 9", 5.0, rank=2)
+    pods = [
+        pod(TRAIN, 0, "Failed", failure("PeerLost", "peer lost", 4.0, rank=0), 205),
+        pod(TRAIN, 1, "Failed", killed, 137, reason="OOMKilled"),
+    ]
+    found = lost(pods)
+    assert (found["class"], found["rank"], found["message"]) == (
+        "OutOfMemory",
+        2,
+        "pod docs-train-0-1-abcde used more memory than its limit; lower "
+        "spec.training.microBatchSize or sequenceLength, or ask for a profile with more memory",
+    )
+
+
 def test_a_deleted_worker_is_named() -> None:
     pods = [
         pod(TRAIN, 0, "Failed", failure("PeerLost", "peer lost", 5.0, rank=0), 205),

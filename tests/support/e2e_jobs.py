@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+import subprocess
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,15 @@ def signal_rank(kube: Kube, name: str, index: int, signal: str) -> str:
     return pod
 
 
+def fill_memory(kube: Kube, name: str, index: int) -> None:
+    """Use up the memory of a worker by processes that are each smaller than its rank, so that the
+    kernel takes the rank; they end with the container, and so does this call."""
+    pod: str = worker(kube, name, index)["metadata"]["name"]
+    command = [program("kubectl"), "--kubeconfig", str(kubeconfig()), "-n", "demo"]
+    command += ["exec", pod, "--", "python", "-c", FILL_MEMORY]
+    subprocess.run(command, timeout=300, capture_output=True)
+
+
 def steps_of(name: str, attempt: int) -> list[tuple[int, float]]:
     """Steps that the first worker of an attempt has logged, and when (seconds since the epoch)."""
     log = kubectl("-n", "demo", "logs", "--timestamps", f"job/{name}-train-{attempt}")
@@ -113,4 +123,14 @@ for process in pathlib.Path("/proc").iterdir():
             continue
         if "\\0finetune_trainer.train\\0" in command:  # and not this very script
             os.kill(int(process.name), signal.{signal})
+"""
+
+FILL_MEMORY = """
+import os, time
+for _ in range(40):
+    if os.fork() == 0:
+        held = bytearray(os.urandom(1 << 20)) * 256
+        time.sleep(600)
+    time.sleep(0.5)
+time.sleep(600)
 """
