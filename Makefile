@@ -9,7 +9,7 @@ PYTHON ?= python3
 NODES ?= 1
 GPUS ?= 8
 CLUSTER ?= auto
-export PYTHONPATH := api:operator:trainer_image
+export PYTHONPATH := api:operator:trainer_image:cli
 DEV = V=$$(scripts/venv dev)
 TRAINER = T=$$(scripts/venv trainer-test)
 PYTEST = -m pytest -p no:cacheprovider
