@@ -183,8 +183,10 @@ def _unschedulable(message: str) -> list[str]:
         found.append(
             "no node has the labels that the profile asks for: spec.placement.nodeSelector"
         )
-    if "cordon" in words or "unschedulable" in words:
+    if "were unschedulable" in words:
         found.append("nodes are closed for new pods: `kubectl get nodes`")
+    if "no nodes available" in words:
+        found.append("the cluster has no node at all: `kubectl get nodes`")
     return found or ["look at the nodes: `kubectl get nodes`, `kubectl describe node NODE`"]
 
 

@@ -119,7 +119,7 @@ def _place(failure: LastFailure) -> list[str]:
 def _history(job: Job) -> list[str]:
     """The attempts before, and nodes that have to do with more than one of them."""
     restarts = job.status.restarts
-    if restarts is None or not restarts.history:
+    if restarts is None or not (restarts.counted or restarts.disruptions):
         return []
     said = []
     for entry in restarts.history[-5:]:

@@ -104,12 +104,19 @@ def _says(job: Job) -> str:
         return status.output.uri
     waiting = job.condition("Waiting")
     if waiting is not None and waiting.status == "True" and waiting.reason not in HARMLESS:
-        return f"{waiting.reason}: {waiting.message}"
+        return _short(waiting.reason, waiting.message)
     progress = status.progress
     if status.phase == "Running" and progress is not None and progress.activity is not None:
         stalled = progress.stalled_seconds
         return f"does not get on for {span(stalled)}" if stalled else progress.activity.lower()
     return status.message or ""
+
+
+def _short(reason: str, message: str) -> str:
+    """One word and the words of whoever keeps it; the pod is named by `explain`."""
+    if message.lower().startswith(reason.lower()):
+        return message
+    return f"{reason}: {message.rpartition(f'{reason}: ')[2]}"
 
 
 def sparkline(values: Sequence[float], width: int) -> str:

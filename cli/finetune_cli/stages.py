@@ -48,6 +48,7 @@ class Runner:
     """A directory for what the stages leave."""
     say: Callable[[str], None]
     _processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    _asked: bool = False
 
     def run(self, stage: Stage) -> Ended:
         """One stage to its end; training has a process for every worker."""
@@ -84,12 +85,14 @@ class Runner:
 
     def stop(self) -> None:
         """Ask the workers to save and end; the second time they are killed."""
-        asked = any(getattr(process, "asked", False) for process in self._processes)
-        self.say("killed" if asked else "asked to stop; the workers save (Ctrl-C again: kill them)")
+        self.say(
+            "killed" if self._asked else "asked to stop; the workers save (Ctrl-C again: kill them)"
+        )
+        number = signal.SIGKILL if self._asked else signal.SIGTERM
+        self._asked = True
         for process in self._processes:
-            process.asked = True  # type: ignore[attr-defined]
             if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL if asked else signal.SIGTERM)
+                os.killpg(process.pid, number)
 
 
 def environment(config: RunConfig, rank: int, port: int) -> dict[str, str]:

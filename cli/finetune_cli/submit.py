@@ -117,12 +117,11 @@ def validate_command(session: Session) -> int:
 def _checks(session: Session, body: Json) -> list[Check]:
     wrong = manifest.problems(body)
     found = [Check("types of the fields", "invalid" if wrong else "ok", tuple(wrong))]
-    if session.args.offline:
-        return [*found, Check("rules of the API server", "skipped", ("--offline",))]
+    if wrong or session.args.offline:
+        why = "mend the types first" if wrong else "--offline"
+        return [*found, Check("rules of the API server", "skipped", (why,))]
     try:
-        found.append(_dry_run(session, body))
-        if not wrong:
-            found.append(_profile(session, body))
+        found += [_dry_run(session, body), _profile(session, body)]
     except CliError as error:
         if error.code != Exit.NO_CLUSTER:
             raise

@@ -20,8 +20,8 @@ STYLES = {
     "Pending": "yellow",
     "Suspended": "cyan",
 }
-SPARK = 16
-BAR = 16
+SPARK = 12
+BAR = 12
 
 
 def render(rows: Sequence[Row], namespaces: bool, clock: str) -> RenderableType:

@@ -332,6 +332,7 @@ def test_a_job_that_waits_says_for_what_since_when_and_what_to_try(reason: str) 
         ("0/3 nodes are available: 3 Insufficient nvidia.com/gpu.", "wait until others end, or"),
         ("1 node(s) had untolerated taint {gpu: true}", "the profile must tolerate the nodes'"),
         ("2 node(s) didn't match Pod's node affinity/selector", "no node has the labels that the"),
+        ("no nodes available to schedule pods", "the cluster has no node at all: `kubectl get"),
         ("1 node(s) were unschedulable", "nodes are closed for new pods: `kubectl get nodes`"),
     ],
 )

@@ -37,9 +37,14 @@ def test_a_training_shows_how_far_it_is_and_its_eta_counts_down_from_the_report(
     [
         pytest.param(None, "the operator has not looked at it yet", id="new"),
         pytest.param(
-            waiting("Starting", "Unschedulable", "pod docs-train-0-0 waits: 0/1 nodes"),
-            "Unschedulable: pod docs-train-0-0 waits: 0/1 nodes",
+            waiting("Starting", "Unschedulable", "pod x waits: Unschedulable: 0/1 nodes"),
+            "Unschedulable: 0/1 nodes",
             id="unschedulable",
+        ),
+        pytest.param(
+            waiting("Pending", "ExceedsProfile", "spec.x is 9"),
+            "ExceedsProfile: spec.x is 9",
+            id="own",
         ),
         pytest.param(waiting("Preparing", "Starting", "pods start"), "pods start", id="starting"),
         pytest.param(failed("Data", message="line 3"), "Data: line 3", id="failed"),
@@ -50,7 +55,9 @@ def test_a_training_shows_how_far_it_is_and_its_eta_counts_down_from_the_report(
             id="stalled",
         ),
         pytest.param(
-            waiting("Suspended", "Suspended", "suspended"), "Suspended: suspended", id="suspended"
+            waiting("Suspended", "Suspended", "suspended; go on"),
+            "suspended; go on",
+            id="suspended",
         ),
     ],
 )

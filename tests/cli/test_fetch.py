@@ -1,0 +1,135 @@
+"""A result that comes as a tar stream, and the pod that reads it."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from job_builders import job, succeeded
+
+from finetune_cli.artefact import Entry, listed, unpack, verify
+from finetune_cli.exits import CliError, Exit
+from finetune_cli.reader import reader_pod
+
+FILES = {"adapter_model.safetensors": b"weights" * 1000, "sub/config.json": b"{}"}
+
+
+def sha(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+ENTRIES = [Entry(name, len(data), sha(data)) for name, data in FILES.items()]
+MANIFEST = json.dumps(
+    {"files": [{"path": e.path, "bytes": e.bytes, "sha256": e.sha256} for e in ENTRIES]}
+).encode()
+
+
+def tar(files: dict[str, bytes], size: int = 700) -> Iterator[bytes]:
+    """As it comes over the network: in pieces that respect nothing."""
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w") as archive:
+        for name, data in files.items():
+            member = tarfile.TarInfo(f"./{name}")
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    whole = made.getvalue()
+    return (whole[i : i + size] for i in range(0, len(whole), size))
+
+
+def test_what_arrives_is_what_was_written(tmp_path: Path) -> None:
+    came: list[int] = []
+    unpack(tar(FILES), tmp_path, came.append)
+    verify(tmp_path, ENTRIES)
+    assert {name: (tmp_path / name).read_bytes() for name in FILES} == FILES
+    assert sum(came) == sum(len(piece) for piece in tar(FILES))
+
+
+def test_a_file_that_differs_or_lacks_is_named(tmp_path: Path) -> None:
+    unpack(tar({"sub/config.json": b"[]"}), tmp_path, lambda _: None)
+    with pytest.raises(CliError) as error:
+        verify(tmp_path, ENTRIES)
+    assert (error.value.code, str(error.value)) == (
+        Exit.CORRUPT,
+        "2 of 2 files are not what manifest.json says: adapter_model.safetensors, sub/config.json",
+    )
+
+
+def test_a_stream_that_breaks_off_is_noticed(tmp_path: Path) -> None:
+    with pytest.raises(CliError) as error:
+        unpack(iter(list(tar(FILES))[:3]), tmp_path, lambda _: None)
+    assert error.value.code == Exit.CORRUPT
+
+
+def test_nothing_is_written_outside_the_directory(tmp_path: Path) -> None:
+    with pytest.raises(CliError, match="outside"):
+        unpack(tar({"../evil": b"x"}), tmp_path / "here", lambda _: None)
+    assert not (tmp_path / "evil").exists()
+
+
+def test_the_manifest_is_proven_by_the_digest_of_the_status() -> None:
+    assert listed(MANIFEST, f"sha256:{sha(MANIFEST)}") == ENTRIES
+    with pytest.raises(CliError, match="a later run may have replaced the result") as error:
+        listed(MANIFEST, "sha256:" + "0" * 64)
+    assert error.value.code == Exit.CORRUPT
+
+
+def test_the_reader_pod_has_no_rights_and_ends_by_itself() -> None:
+    assert reader_pod(job(succeeded()), "team-models", "example/trainer:1", 3600) == {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "generateName": "docs-fetch-",
+            "namespace": "team-a",
+            "labels": {"finetune-operator.io/reader-of": "docs"},
+            "ownerReferences": [
+                {
+                    "apiVersion": "finetune-operator.io/v1alpha1",
+                    "kind": "FineTuneJob",
+                    "name": "docs",
+                    "uid": "uid-docs",
+                    "blockOwnerDeletion": False,
+                }
+            ],
+        },
+        "spec": {
+            "restartPolicy": "Never",
+            "activeDeadlineSeconds": 3600,
+            "terminationGracePeriodSeconds": 0,
+            "automountServiceAccountToken": False,
+            "enableServiceLinks": False,
+            "securityContext": {
+                "runAsNonRoot": True,
+                "runAsUser": 65532,
+                "runAsGroup": 65532,
+                "seccompProfile": {"type": "RuntimeDefault"},
+            },
+            "containers": [
+                {
+                    "name": "reader",
+                    "image": "example/trainer:1",
+                    "command": ["sleep", "3600"],
+                    "resources": {
+                        "requests": {"cpu": "50m", "memory": "32Mi"},
+                        "limits": {"memory": "256Mi"},
+                    },
+                    "securityContext": {
+                        "allowPrivilegeEscalation": False,
+                        "readOnlyRootFilesystem": True,
+                        "capabilities": {"drop": ["ALL"]},
+                    },
+                    "volumeMounts": [{"name": "claim", "mountPath": "/claim", "readOnly": True}],
+                }
+            ],
+            "volumes": [
+                {
+                    "name": "claim",
+                    "persistentVolumeClaim": {"claimName": "team-models", "readOnly": True},
+                }
+            ],
+        },
+    }
