@@ -23,6 +23,10 @@ help: ## This list
 demo: ## The whole main job on this machine: cluster, images, chart, a real fine-tuning (LOCAL=1: no cluster)
 	@$(DEV); $$V/bin/python scripts/demo.py $(if $(LOCAL),--local,--cluster $(CLUSTER))
 
+.PHONY: install-cli
+install-cli: ## kubectl finetune and finetune for this user, into BIN (default ~/.local/bin)
+	@scripts/install-cli $(BIN)
+
 .PHONY: cluster-up
 cluster-up: ## A real Kubernetes on this machine (NODES=0, 1 or 2; GPUS=n advertised per node)
 	@$(PYTHON) -m localcluster up --nodes $(NODES) --gpus $(GPUS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import yaml
@@ -36,7 +37,10 @@ def run_command(session: Session) -> int:
         session.print(str(run_json))
         return Exit.OK
     stages.check_trainer(args.python)
-    return _run(session, stages.Runner(args.python, run_json, config, base / "outcomes", note))
+    # Data alone on standard output, where data is asked for.
+    output = None if args.output == "table" else sys.stderr.fileno()
+    runner = stages.Runner(args.python, run_json, config, base / "outcomes", note, output)
+    return _run(session, runner)
 
 
 def _run(session: Session, runner: stages.Runner) -> int:

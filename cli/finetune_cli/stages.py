@@ -47,6 +47,8 @@ class Runner:
     outcomes: Path
     """A directory for what the stages leave."""
     say: Callable[[str], None]
+    output: int | None = None
+    """File descriptor for what the stages print; None: standard output."""
     _processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
     _asked: bool = False
 
@@ -62,7 +64,9 @@ class Runner:
             extra = environment(self.config, rank, port) | {"TERMINATION_LOG": str(file)}
             # A group of its own: Ctrl-C is ours, and the workers are asked to save.
             self._processes.append(
-                subprocess.Popen(command, env=os.environ | extra, start_new_session=True)
+                subprocess.Popen(
+                    command, env=os.environ | extra, stdout=self.output, start_new_session=True
+                )
             )
         codes = self._wait()
         self._processes.clear()

@@ -66,7 +66,13 @@ def _bar(row: Row) -> RenderableType:
     if row.percent is None:
         return Text("")
     line = Table.grid(padding=(0, 1, 0, 0))
-    bar = ProgressBar(total=100, completed=row.percent, width=BAR, complete_style="green")
+    bar = ProgressBar(
+        total=100,
+        completed=row.percent,
+        width=BAR,
+        complete_style="green",
+        finished_style="green",
+    )
     line.add_row(bar, Text(f"{row.percent:>3}%"))
     return line
 

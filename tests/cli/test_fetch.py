@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 from job_builders import job, succeeded
+from websocket import ABNF, WebSocketConnectionClosedException
 
 from finetune_cli.artefact import Entry, listed, unpack, verify
+from finetune_cli.cluster import _check_result, _frames
 from finetune_cli.exits import CliError, Exit
 from finetune_cli.reader import reader_pod
 
@@ -76,6 +78,40 @@ def test_the_manifest_is_proven_by_the_digest_of_the_status() -> None:
     with pytest.raises(CliError, match="a later run may have replaced the result") as error:
         listed(MANIFEST, "sha256:" + "0" * 64)
     assert error.value.code == Exit.CORRUPT
+
+
+class Socket:
+    """Frames of the exec protocol, as the websocket library gives them."""
+
+    def __init__(self, *frames: bytes) -> None:
+        self._frames = [ABNF.create_frame(frame, ABNF.OPCODE_BINARY) for frame in frames]
+
+    def recv_data_frame(self, control: bool) -> tuple[int, ABNF]:
+        if not self._frames:
+            raise WebSocketConnectionClosedException("it is closed")
+        frame = self._frames.pop(0)
+        return frame.opcode, frame
+
+
+def test_frames_of_an_exec_stream_come_one_by_one_until_it_is_closed() -> None:
+    assert list(_frames(Socket(b"\x01one", b"\x02two", b""))) == [b"\x01one", b"\x02two"]
+
+
+@pytest.mark.parametrize(
+    ("result", "expected"),
+    [
+        (b"", "the connection broke while `tar x` ran in the pod"),
+        (
+            b'{"status": "Failure", "message": "exit code 2"}',
+            "`tar x` failed in the pod: no such file",
+        ),
+    ],
+)
+def test_a_command_that_failed_or_broke_off_is_no_success(result: bytes, expected: str) -> None:
+    with pytest.raises(CliError) as error:
+        _check_result(["tar", "x"], result, b"no such file\n")
+    assert str(error.value) == expected
+    _check_result(["tar", "x"], b'{"status": "Success"}', b"")
 
 
 def test_the_reader_pod_has_no_rights_and_ends_by_itself() -> None:
