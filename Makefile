@@ -9,7 +9,7 @@ PYTHON ?= python3
 NODES ?= 1
 GPUS ?= 8
 CLUSTER ?= auto
-export PYTHONPATH := api:operator:trainer_image
+export PYTHONPATH := api:operator:trainer_image:cli
 DEV = V=$$(scripts/venv dev)
 TRAINER = T=$$(scripts/venv trainer-test)
 PYTEST = -m pytest -p no:cacheprovider
@@ -22,6 +22,10 @@ help: ## This list
 .PHONY: demo
 demo: ## The whole main job on this machine: cluster, images, chart, a real fine-tuning (LOCAL=1: no cluster)
 	@$(DEV); $$V/bin/python scripts/demo.py $(if $(LOCAL),--local,--cluster $(CLUSTER))
+
+.PHONY: install-cli
+install-cli: ## kubectl finetune and finetune for this user, into BIN (default ~/.local/bin)
+	@scripts/install-cli $(BIN)
 
 .PHONY: cluster-up
 cluster-up: ## A real Kubernetes on this machine (NODES=0, 1 or 2; GPUS=n advertised per node)

@@ -17,10 +17,10 @@ import yaml
 from demo_report import answer, losses
 
 from finetune_api.profile import FineTuneProfile
+from finetune_api.resolve import Paths, run_config
 from finetune_api.run_config import WORK_PREPARE_FACTS, WORK_TRAIN_FACTS, RunConfig
+from finetune_api.snapshot import Refused, make_snapshot
 from finetune_api.v1alpha1 import FineTuneJob
-from finetune_operator.plan import Paths, make_plan
-from finetune_operator.snapshot import Refused, make_snapshot
 
 PORT = 29511
 
@@ -68,7 +68,7 @@ def resolve(example: Path, base: Path) -> RunConfig:
     if isinstance(snapshot, Refused):
         raise StageError(snapshot.message)
     paths = Paths(str(base / "work"), str(base / "claims"), str(base / "dataset"))
-    return make_plan("local", "python-helper", "local", snapshot, paths).run
+    return run_config("local", "python-helper", "local", snapshot, paths)
 
 
 def trainer_environment(root: Path, venv: Path) -> dict[str, str]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from finetune_api.lifecycle import TtlSecondsAfterFinished
+from finetune_api.snapshot import Refused
 from finetune_api.status import FineTuneJobStatus, LastFailure
 from finetune_api.v1alpha1 import FineTuneJobSpec
 from finetune_operator.observe import StageFacts, seconds
-from finetune_operator.snapshot import Refused
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from finetune_api.outcome import ExportFacts, PrepareFacts, TrainFacts
+from finetune_api.snapshot import Refused
 from finetune_api.status import LastFailure, Restarts
 from finetune_operator.observe import StageFacts
-from finetune_operator.snapshot import Refused
 
 SUSPENDED = "suspended; set spec.suspend to false to go on"
 

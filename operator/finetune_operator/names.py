@@ -1,18 +1,34 @@
-"""Names, labels and paths: spelled here and nowhere else."""
+"""Names, labels and paths: spelled here, or in `finetune_api.names` where others need them too."""
 
 from __future__ import annotations
 
-from typing import Literal
+from finetune_api.names import (
+    CLAIMS_DIR,
+    CONFIGMAP_DIR,
+    CONTAINER,
+    LABEL_ATTEMPT,
+    LABEL_INDEX,
+    LABEL_JOB,
+    LABEL_STAGE,
+    WORK_MOUNT,
+    Stage,
+    work_claim,
+)
 
-from finetune_api.base import GROUP
+__all__ = [
+    "CLAIMS_DIR",
+    "CONFIGMAP_DIR",
+    "CONTAINER",
+    "LABEL_ATTEMPT",
+    "LABEL_INDEX",
+    "LABEL_JOB",
+    "LABEL_STAGE",
+    "WORK_MOUNT",
+    "Stage",
+    "work_claim",
+]
 
-Stage = Literal["prepare", "train", "export"]
-
-LABEL_JOB = f"{GROUP}/job"
-LABEL_STAGE = f"{GROUP}/stage"
-LABEL_ATTEMPT = f"{GROUP}/attempt"
 LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
-LABEL_INDEX = "batch.kubernetes.io/job-completion-index"
 
 FIELD_OWNER = "finetune-operator"
 PROGRESS_FIELD_OWNER = "finetune-operator-progress"
@@ -20,14 +36,10 @@ PROGRESS_FIELD_OWNER = "finetune-operator-progress"
 MINE = f"{LABEL_JOB},{LABEL_MANAGED_BY}={FIELD_OWNER}"
 """Label selector of the children of any job."""
 
-CONTAINER = "trainer"
 MASTER_PORT = 29500
 
 RUN_DIR = "/etc/finetune/run"
 RUN_JSON = f"{RUN_DIR}/run.json"
-WORK_MOUNT = "/var/finetune/work"
-CLAIMS_DIR = "/var/finetune/claims"
-CONFIGMAP_DIR = "/var/finetune/configmaps"
 TOKEN_DIR = "/var/run/secrets/kubeflow/trainer"  # noqa: S105 (a path)
 TMP_DIR = "/tmp"  # noqa: S108 (a volume of the pod's own)
 
@@ -40,11 +52,6 @@ def run_config_map(job: str) -> str:
 def attempt_config_map(job: str, attempt: int) -> str:
     """ConfigMap with the settings of an attempt that has another size than the job started with."""
     return f"{job}-run-{attempt}"
-
-
-def work_claim(job: str) -> str:
-    """Claim with prepared data and result."""
-    return f"{job}-work"
 
 
 def service(job: str) -> str:

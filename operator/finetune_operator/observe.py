@@ -9,9 +9,9 @@ from datetime import datetime
 from typing import Any, Literal
 
 from finetune_api.outcome import Outcome
+from finetune_api.snapshot import Snapshot
 from finetune_operator import names
 from finetune_operator.names import Stage
-from finetune_operator.snapshot import Snapshot
 
 Raw = Mapping[str, Any]
 

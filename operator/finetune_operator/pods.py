@@ -5,16 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from finetune_api import progress
+from finetune_api.names import MODULES, USER
+from finetune_api.resolve import claim_of
 from finetune_api.run_config import ENV_ATTEMPT, ENV_HEARTBEAT
 from finetune_operator import names
 from finetune_operator.names import Stage
 from finetune_operator.observe import PROBE_FAILURES
-from finetune_operator.plan import Plan, claim_of
+from finetune_operator.plan import Plan
 from finetune_operator.settings import Settings
 
 Manifest = dict[str, Any]
 
-USER = 65532
 PROBE = f'test -z "`find ${ENV_HEARTBEAT} -mmin +2 2>/dev/null`" || {{ kill -CONT 1; exit 1; }}'
 """Fails where launch's sign of life, one second old where all is well, is older than two minutes.
 A file that is not there is no fault: other images do not write it. A launch that was only stopped
@@ -22,11 +23,6 @@ is made to go on: its ranks may be training, and if they are stopped too, it is 
 (Not in the form that Kubernetes would take for a variable of its own.)"""
 ENV_STOP_SECONDS = "FINETUNE_STOP_SECONDS"
 """How long the launcher lets the processes save: as long as the kubelet lets the pod."""
-MODULES: dict[Stage, str] = {
-    "prepare": "finetune_trainer.prepare",
-    "train": "finetune_trainer.launch",
-    "export": "finetune_trainer.export",
-}
 
 
 def pod_spec(plan: Plan, stage: Stage, attempt: int, settings: Settings) -> Manifest:

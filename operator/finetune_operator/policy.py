@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from finetune_api.outcome import Outcome
+from finetune_api.snapshot import Refused
 from finetune_api.status import FineTuneJobStatus, LastFailure, Restarts
 from finetune_operator.conditions import is_done, is_older
 from finetune_operator.deadlines import Due, Wishes, failure, job_due, startup_due
@@ -32,7 +33,6 @@ from finetune_operator.names import stage_job
 from finetune_operator.observe import Observed, StageFacts, seconds
 from finetune_operator.plan import Plan
 from finetune_operator.restarts import Enough, add, entry, judge
-from finetune_operator.snapshot import Refused
 from finetune_operator.waiting import why
 
 NO_WISHES = Wishes()

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from finetune_api.lifecycle import RestartPolicy
 from finetune_api.profile import FineTuneProfileSpec
+from finetune_api.snapshot import Refused, make_snapshot
 from finetune_api.status import TERMINAL_PHASES, FineTuneJobStatus, Progress
 from finetune_api.v1alpha1 import FineTuneJobSpec
 from finetune_operator import names, objects
@@ -36,7 +37,6 @@ from finetune_operator.policy import deadlines, decide, waits_for_nodes
 from finetune_operator.reports import reports
 from finetune_operator.settings import Settings
 from finetune_operator.sizing import settle_size
-from finetune_operator.snapshot import Refused, make_snapshot
 from finetune_operator.status import reduce
 from finetune_operator.waiting import look_again
 

@@ -10,6 +10,7 @@ from math import ceil
 
 from finetune_api.fitting import TooLarge, applied, decide
 from finetune_api.outcome import PrepareFacts
+from finetune_api.snapshot import Refused, Snapshot, check
 from finetune_api.status import FineTuneJobStatus, Resolved, Restarts
 from finetune_operator import names
 from finetune_operator.deadlines import Wishes
@@ -17,7 +18,6 @@ from finetune_operator.decisions import SUSPENDED, Decision, Evidence, Hold, Sta
 from finetune_operator.nodes import excluded
 from finetune_operator.observe import Observed
 from finetune_operator.plan import Plan, make_plan
-from finetune_operator.snapshot import Refused, Snapshot, check
 
 GRACE_SECONDS = 600
 """For the workers to save a checkpoint when they are asked to stop, where nothing was measured;

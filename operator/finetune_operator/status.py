@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 
 from finetune_api.outcome import PrepareFacts, ResolvedTraining, TrainFacts
 from finetune_api.run_config import RunConfig
+from finetune_api.snapshot import Refused
 from finetune_api.status import (
     MAX_MESSAGE,
     TERMINAL_PHASES,
@@ -38,7 +39,6 @@ from finetune_operator.nodes import excluded
 from finetune_operator.observe import Observed, seconds
 from finetune_operator.plan import Plan
 from finetune_operator.reports import reports, stalled
-from finetune_operator.snapshot import Refused
 
 PHASE_OF_STAGE: dict[str, Phase] = {
     "prepare": "Preparing",

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
+
+from kube import kubeconfig
 
 ROOT = Path(__file__).parents[2]
 OUTPUT = ROOT / "build" / "demo" / "output"
@@ -56,6 +61,30 @@ def test_the_artefact_is_what_its_manifest_says(demo: dict[str, Any]) -> None:
     for entry in files:
         data = (OUTPUT / entry["path"]).read_bytes()
         assert (len(data), hashlib.sha256(data).hexdigest()) == (entry["bytes"], entry["sha256"])
+
+
+def test_the_command_line_brings_the_artefact_and_the_log_home(
+    demo: dict[str, Any], tmp_path: Path
+) -> None:
+    metadata = demo["job"]["metadata"]
+    environment = os.environ | {
+        "KUBECONFIG": str(kubeconfig()),
+        "PYTHONPATH": f"{ROOT / 'api'}:{ROOT / 'cli'}",
+    }
+
+    def call(*arguments: str) -> str:
+        command = [sys.executable, "-m", "finetune_cli", *arguments, "-n", metadata["namespace"]]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    target = tmp_path / "adapter"
+    fetched = json.loads(call("fetch", metadata["name"], str(target), "-o", "json"))
+    assert fetched["digest"] == demo["job"]["status"]["output"]["digest"]
+    assert {p.name: p.read_bytes() for p in target.iterdir() if p.is_file()} == {
+        p.name: p.read_bytes() for p in OUTPUT.iterdir() if p.is_file()
+    }
+    assert "loss" in call("logs", metadata["name"], "--stage", "train")
 
 
 def test_base_and_tuned_model_answered_differently(demo: dict[str, Any]) -> None:

@@ -10,8 +10,8 @@ import yaml
 
 from finetune_api.profile import FineTuneProfile
 from finetune_api.run_config import RunConfig
+from finetune_api.snapshot import Snapshot, make_snapshot
 from finetune_api.v1alpha1 import FineTuneJob
-from finetune_operator.snapshot import Snapshot, make_snapshot
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*-*"))
 

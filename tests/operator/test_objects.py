@@ -9,12 +9,12 @@ from typing import Any
 import builders
 import pytest
 
+from finetune_api.snapshot import Snapshot, make_snapshot
 from finetune_api.status import Resolved
 from finetune_api.v1alpha1 import FineTuneJobSpec
 from finetune_operator import objects
 from finetune_operator.plan import Plan, make_plan
 from finetune_operator.sizing import resize
-from finetune_operator.snapshot import Snapshot, make_snapshot
 
 Golden = Callable[[str, Any], None]
 

@@ -8,9 +8,10 @@ import builders
 import pytest
 
 from finetune_api.profile import FineTuneProfileSpec
+from finetune_api.resolve import quantity_bytes
+from finetune_api.snapshot import Refused, Snapshot, make_snapshot
 from finetune_api.v1alpha1 import FineTuneJobSpec
-from finetune_operator.plan import make_plan, quantity_bytes
-from finetune_operator.snapshot import Refused, Snapshot, make_snapshot
+from finetune_operator.plan import make_plan
 
 
 def snapshot(spec: dict[str, Any], **profiles: dict[str, Any]) -> Snapshot | Refused:

@@ -13,12 +13,13 @@ from trainer_builders import questions, tiny_model, write_jsonl
 
 from finetune_api.outcome import PrepareFacts
 from finetune_api.profile import FineTuneProfileSpec
+from finetune_api.resolve import Paths
 from finetune_api.run_config import RunConfig
+from finetune_api.snapshot import Snapshot, make_snapshot
 from finetune_api.status import Resolved
 from finetune_api.v1alpha1 import FineTuneJobSpec
-from finetune_operator.plan import Paths, Plan, make_plan
+from finetune_operator.plan import Plan, make_plan
 from finetune_operator.sizing import resize
-from finetune_operator.snapshot import Snapshot, make_snapshot
 from finetune_trainer.prepare import prepare
 from finetune_trainer.train import finished
 
