@@ -186,12 +186,11 @@ class Cluster(KubeApi):
         return await self._request("PATCH", f"{path}/status", query, body, APPLY, permit)
 
     async def report_progress(
-        self, namespace: str, name: str, progress: Mapping[str, Any], version: int
+        self, namespace: str, name: str, status: Mapping[str, Any], version: int
     ) -> Json:
-        """`apply_status` of a trainer's progress, which a standby may do as well: the version makes
-        sure that it overwrites nothing which it has not seen."""
+        """`apply_status` of a trainer's progress and what follows from it, which a standby may do
+        as well: the version makes sure that it overwrites nothing which it has not seen."""
         owner, permit = names.PROGRESS_FIELD_OWNER, self._for_anybody
-        status = {"progress": progress}
         return await self.apply_status(namespace, name, status, owner, version, permit)
 
     async def post_event(self, event: Json) -> None:

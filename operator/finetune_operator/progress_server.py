@@ -25,6 +25,7 @@ from finetune_operator.lease import LeaseLostError
 from finetune_operator.metrics import Metrics
 from finetune_operator.progress import Rejected, merge
 from finetune_operator.reconcile import parse_job
+from finetune_operator.usage import reported
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +102,7 @@ class ProgressEndpoint:
         if isinstance(new, Rejected) or new is None:
             return new
         try:
-            part = new.to_json_dict()
+            part = reported(job.status, new)
             now = parse_job(await self._cluster.report_progress(*key, part, job.version))
         except ApiError as error:
             if error.code == 409:
