@@ -13,9 +13,9 @@ from finetune_operator import names
 from finetune_operator.kube_api import KubeApi, Listing, unlimited
 from finetune_operator.kube_api import path_of as _path
 from finetune_operator.lease import Fence
+from finetune_operator.transport import Answered, Permit, nobody, open_transport
 from finetune_operator.transport import ApiError as ApiError  # part of this module's interface
 from finetune_operator.transport import Json as Json
-from finetune_operator.transport import Permit, open_transport
 
 APPLY = "application/apply-patch+yaml"
 MERGE_PATCH = "application/merge-patch+json"
@@ -37,12 +37,16 @@ class Caller:
 
 
 async def connect(
-    kubeconfig: str | None = None, fence: Fence | None = None, identity: str = ""
+    kubeconfig: str | None = None,
+    fence: Fence | None = None,
+    identity: str = "",
+    answered: Answered = nobody,
 ) -> Cluster:
     """In a pod by its service account, elsewhere by kubeconfig. `fence` guards every write; without
-    one, all are allowed. `identity` is what the API server's audit log shows."""
+    one, all are allowed. `identity` is what the API server's audit log shows; `answered` is told
+    the verb and the HTTP status of every answer."""
     agent = f"{names.FIELD_OWNER}/{identity}".rstrip("/")
-    return Cluster(await open_transport(kubeconfig, agent), fence)
+    return Cluster(await open_transport(kubeconfig, agent, answered=answered), fence)
 
 
 class Cluster(KubeApi):

@@ -40,7 +40,7 @@ def advance(usage: Usage, before: Progress | None, after: Progress | None, now: 
     passed = max(0.0, seconds(now) - seconds(usage.time))
     found = _spend(usage, passed * usage.holding)
     found = found.model_copy(update={"time": _later(usage.time, now)})
-    if after is not None and after.attempt == usage.attempt:
+    if after is not None and after is not before and after.attempt == usage.attempt:
         known = before if before is not None and before.attempt == usage.attempt else None
         found = _reported(found, known, after)
     return _priced(found, after)
@@ -167,6 +167,8 @@ def _failure(decision: Decision) -> str | None:
 def _spend(usage: Usage, amount: float) -> Usage:
     """So many seconds more of what is held now."""
     more = round(amount)
+    if not more:
+        return usage
     badput, field = usage.badput, REASON_OF.get(usage.counts_as)
     if field is not None:
         badput = badput.model_copy(update={field: getattr(badput, field) + more})
@@ -177,6 +179,8 @@ def _spend(usage: Usage, amount: float) -> Usage:
 def _move(usage: Usage, field: str, amount: float) -> Usage:
     """Say of training that waited for it what it was worth; not more than there is."""
     more = min(usage.pending, max(0, int(amount)))
+    if not more:
+        return usage
     if field == "useful_seconds":
         return usage.model_copy(update={field: usage.useful_seconds + more})
     badput = usage.badput.model_copy(update={field: getattr(usage.badput, field) + more})
