@@ -21,7 +21,8 @@ from finetune_operator.metrics import OWN_METRICS
 FILES = sorted((CHART / "files" / "dashboards").glob("*.json"))
 DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
 BUILT_IN = {"__rate_interval": "5m"}
-METRICS = {JOBS[0], PHASE_SECONDS[0], QUEUE_WAIT[0]} | {m.name for m in (*JOB_METRICS, *OWN_METRICS)}
+TOGETHER = {JOBS[0], PHASE_SECONDS[0], QUEUE_WAIT[0]}
+METRICS = TOGETHER | {m.name for m in (*JOB_METRICS, *OWN_METRICS)}
 
 
 @pytest.fixture(params=FILES, ids=[f.stem for f in FILES])

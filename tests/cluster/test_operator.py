@@ -182,6 +182,7 @@ def test_a_killed_worker_costs_an_attempt_and_the_next_one_is_the_whole_gang(
         {
             "counted": 1,
             "disruptions": 0,
+            "hangs": 0,
             "history": [{"attempt": 0, "cause": "Platform", "class": "Killed"}],
         },
     )

@@ -10,21 +10,21 @@ from finetune_api.status import PHASES, FineTuneJobStatus, Phase
 NOW = datetime(2026, 11, 22, 7, tzinfo=UTC).timestamp()
 
 
-def stamp(seconds_ago: float) -> str:
-    """A moment before `NOW`."""
-    return datetime.fromtimestamp(NOW - seconds_ago, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+def before(now: float, seconds_ago: float) -> str:
+    """A moment before another one."""
+    return datetime.fromtimestamp(now - seconds_ago, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def running(number: int = 0, phase: Phase = "Running") -> FineTuneJobStatus:
+def running(number: int = 0, phase: Phase = "Running", now: float = NOW) -> FineTuneJobStatus:
     """One that trains, hangs a little and costs money; or is in another phase."""
     done = phase in ("Succeeded", "Failed")
     status: dict[str, Any] = {
         "phase": phase,
-        "phaseTime": stamp(600),
+        "phaseTime": before(now, 600),
         "phaseSeconds": dict.fromkeys(PHASES[:3], 60 + number % 7),
-        "startTime": stamp(3600),
+        "startTime": before(now, 3600),
         "attempt": 1,
-        "resolved": {"profile": f"profile-{number % 10}", "maxRestarts": 3},
+        "resolved": {"profile": f"profile-{number % 10}", "maxRestarts": 2},
         "restarts": {"counted": 1, "disruptions": 2, "hangs": 1},
         "conditions": [
             {
@@ -32,7 +32,7 @@ def running(number: int = 0, phase: Phase = "Running") -> FineTuneJobStatus:
                 "status": "False" if phase == "Running" or done else "True",
                 "reason": {"Running": "Running", "Suspended": "Suspended"}.get(phase, "Starting"),
                 "message": "",
-                "lastTransitionTime": stamp(300),
+                "lastTransitionTime": before(now, 7200),
                 "observedGeneration": 1,
             }
         ],
@@ -49,9 +49,9 @@ def running(number: int = 0, phase: Phase = "Running") -> FineTuneJobStatus:
             "tokensPerSecond": 9000.0,
             "stalledSeconds": 30,
             "checkpointStep": 40,
-            "checkpointTime": stamp(120),
+            "checkpointTime": before(now, 120),
             "checkpointSeconds": 4.5,
-            "lastUpdateTime": stamp(20),
+            "lastUpdateTime": before(now, 20),
         },
         "usage": {
             "unit": "GPU",
@@ -66,11 +66,11 @@ def running(number: int = 0, phase: Phase = "Running") -> FineTuneJobStatus:
             "attempt": 1,
             "holding": 16 if phase == "Running" else 0,
             "countsAs": "Training",
-            "time": stamp(20),
+            "time": before(now, 20),
         },
     }
     if done:
-        status["completionTime"] = stamp(600)
+        status["completionTime"] = before(now, 600)
     if phase == "Failed":
-        status["lastFailure"] = {"class": "Diverged", "message": "", "time": stamp(600)}
+        status["lastFailure"] = {"class": "Diverged", "message": "", "time": before(now, 600)}
     return FineTuneJobStatus.parse(status)
