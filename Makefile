@@ -77,9 +77,9 @@ bench-trainer: ## Our trainer beside TRL's, 8 minutes on an idle machine (QUICK=
 	@T=$$(scripts/venv bench); PATH=$$T/bin:$$PATH $$T/bin/python bench/trainer_speed.py $(if $(QUICK),--quick)
 
 .PHONY: generate
-generate: ## Write the generated files: CRDs, also those in the chart, and the tables of docs/memory.md
+generate: ## Write the generated files: CRDs (also in the chart), tables of docs/, dashboards, alert rules
 	@$(DEV); $$V/bin/python -m finetune_api.crd crds; $$V/bin/python -m finetune_api.crd charts/finetune-operator/files/crds; \
-	$$V/bin/python scripts/memory_table.py
+	$$V/bin/python scripts/memory_table.py; $$V/bin/python scripts/metrics_table.py; $$V/bin/python scripts/monitoring.py
 .PHONY: format
 format: ## Format the code
 	@$(DEV); $$V/bin/ruff format .; $$V/bin/ruff check --fix .

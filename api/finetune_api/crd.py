@@ -181,6 +181,7 @@ JOB_COLUMNS = [
     _column("Loss", ".status.progress.loss", "number"),
     _column("Age", ".metadata.creationTimestamp", "date"),
     _column("Attempt", ".status.attempt", "integer", 1),
+    _column("GPU-hours", ".status.usage.gpuHours", "number", 1),
     _column("Message", ".status.message", "string", 1),
 ]
 PROFILE_COLUMNS = [

@@ -136,6 +136,18 @@ class ProfileLimits(ApiModel):
     job, with all that they may read and write. Off: such models are refused."""
 
 
+class Price(ApiModel):
+    """What a GPU costs, for the estimates in the status; nobody is charged by it."""
+
+    per_gpu_hour: Annotated[
+        str, StringConstraints(max_length=16, pattern=r"^[0-9]{1,9}(\.[0-9]{1,6})?$")
+    ]
+    """Price of one GPU for an hour, such as "2.50"."""
+
+    currency: Annotated[str, StringConstraints(max_length=3, pattern=r"^[A-Z]{3}$")] = "EUR"
+    """Currency, by ISO 4217."""
+
+
 class FineTuneProfileSpec(ApiModel):
     """What a job of this profile runs on. A job keeps what it started with: later edits do not
     touch it."""
@@ -157,6 +169,9 @@ class FineTuneProfileSpec(ApiModel):
 
     storage: Storage = Storage()
     """The volume with prepared data, checkpoints and result."""
+
+    price: Price | None = None
+    """What a GPU costs: with it, the status of a job has its cost so far and an estimate."""
 
     limits: ProfileLimits = ProfileLimits()
     """The most that a job may ask for."""

@@ -35,6 +35,9 @@ GRAD_NORM = "grad_norm"
 TOKENS_PER_SECOND = "tokens_per_second"
 STALLED_SECONDS = "stalled_seconds"
 SAVE_SECONDS = "save_seconds"
+CHECKPOINT_STEP = "checkpoint_step"
+CHECKPOINT_SECONDS = "checkpoint_seconds"
+CHECKPOINT_STALLED_SECONDS = "checkpoint_stalled_seconds"
 ACTIVITY = "activity"
 
 

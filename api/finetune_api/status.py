@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Field, StringConstraints
 from finetune_api.base import ApiModel
 from finetune_api.outcome import FailureClass, LengthBin
 from finetune_api.sizes import ModelShape
+from finetune_api.usage import Usage
 
 Phase = Literal[
     "Pending",
@@ -107,6 +108,21 @@ class Progress(ApiModel):
     save_seconds: Annotated[float, Field(ge=0, le=1_000_000)] | None = None
     """Seconds that the workers need at most to end with a checkpoint, as measured in this attempt:
     the steps or the evaluation under way, and the slowest checkpoint so far."""
+
+    step_time: Time | None = None
+    """When `step` was first reported."""
+
+    checkpoint_step: Count | None = None
+    """Step of the last checkpoint that is complete; of one that the attempt went on from, too."""
+
+    checkpoint_time: Time | None = None
+    """When it was first reported."""
+
+    checkpoint_seconds: Annotated[float, Field(ge=0, le=1_000_000)] | None = None
+    """Seconds from its beginning until it was complete; training goes on meanwhile."""
+
+    checkpoint_stalled_seconds: Annotated[float, Field(ge=0, le=1_000_000_000)] | None = None
+    """Seconds that training stood still for all checkpoints of this attempt."""
 
     activity: Activity | None = None
     """What the workers are doing."""
@@ -216,6 +232,9 @@ class Resolved(ApiModel):
     shape: ModelShape | None = None
     """What memory depends on in the base model: to decide anew for another number of nodes."""
 
+    max_restarts: Count | None = None
+    """Failures of the platform after which training goes on (`spec.restartPolicy.maxRestarts`)."""
+
     attention: Literal["Flash", "Masked"] | None = None
     """The attention that the estimate counts with."""
 
@@ -312,6 +331,9 @@ class Restarts(ApiModel):
     disruptions: Count = 0
     """Preemptions, drains and lost nodes: they spend `spec.restartPolicy.maxDisruptions`."""
 
+    hangs: Count = 0
+    """Attempts, of all these, that ended because they did not get on."""
+
     history: Annotated[list[RestartEntry], Field(max_length=50)] = []
     """The last 50, oldest first."""
 
@@ -380,6 +402,15 @@ class FineTuneJobStatus(ApiModel):
 
     stages: Annotated[list[StageTimes], Field(max_length=3)] = []
     """When each stage began and ended."""
+
+    phase_seconds: Annotated[dict[Phase, Count], Field(max_length=len(PHASES))] = {}
+    """Seconds that the job has spent in each phase, the present one left out."""
+
+    phase_time: Time | None = None
+    """Since when it is in its phase."""
+
+    usage: Usage | None = None
+    """What the workers have held, and what became of it."""
 
     progress: Progress | None = None
     """How far the training is."""

@@ -13,9 +13,9 @@ from finetune_operator import names
 from finetune_operator.kube_api import KubeApi, Listing, unlimited
 from finetune_operator.kube_api import path_of as _path
 from finetune_operator.lease import Fence
+from finetune_operator.transport import Answered, Permit, nobody, open_transport
 from finetune_operator.transport import ApiError as ApiError  # part of this module's interface
 from finetune_operator.transport import Json as Json
-from finetune_operator.transport import Permit, open_transport
 
 APPLY = "application/apply-patch+yaml"
 MERGE_PATCH = "application/merge-patch+json"
@@ -37,12 +37,16 @@ class Caller:
 
 
 async def connect(
-    kubeconfig: str | None = None, fence: Fence | None = None, identity: str = ""
+    kubeconfig: str | None = None,
+    fence: Fence | None = None,
+    identity: str = "",
+    answered: Answered = nobody,
 ) -> Cluster:
     """In a pod by its service account, elsewhere by kubeconfig. `fence` guards every write; without
-    one, all are allowed. `identity` is what the API server's audit log shows."""
+    one, all are allowed. `identity` is what the API server's audit log shows; `answered` is told
+    the verb and the HTTP status of every answer."""
     agent = f"{names.FIELD_OWNER}/{identity}".rstrip("/")
-    return Cluster(await open_transport(kubeconfig, agent), fence)
+    return Cluster(await open_transport(kubeconfig, agent, answered=answered), fence)
 
 
 class Cluster(KubeApi):
@@ -186,12 +190,11 @@ class Cluster(KubeApi):
         return await self._request("PATCH", f"{path}/status", query, body, APPLY, permit)
 
     async def report_progress(
-        self, namespace: str, name: str, progress: Mapping[str, Any], version: int
+        self, namespace: str, name: str, status: Mapping[str, Any], version: int
     ) -> Json:
-        """`apply_status` of a trainer's progress, which a standby may do as well: the version makes
-        sure that it overwrites nothing which it has not seen."""
+        """`apply_status` of a trainer's progress and what follows from it, which a standby may do
+        as well: the version makes sure that it overwrites nothing which it has not seen."""
         owner, permit = names.PROGRESS_FIELD_OWNER, self._for_anybody
-        status = {"progress": progress}
         return await self.apply_status(namespace, name, status, owner, version, permit)
 
     async def post_event(self, event: Json) -> None:

@@ -147,6 +147,8 @@ class Controller:
         """Status first, then Events: an Event never tells what the status does not say."""
         if done.progress is not None:
             part = {"progress": done.progress.to_json_dict()}
+            if job.status.usage is not None:  # left out, it would be taken away from the status
+                part["usage"] = job.status.usage.to_json_dict()
             job = await self._write(job, part, names.PROGRESS_FIELD_OWNER)
         if done.status is not None:
             try:

@@ -45,11 +45,16 @@ class Replica:
     """One operator process: a standby, then perhaps the leader."""
 
     def __init__(
-        self, settings: Settings, cluster: Cluster, election: Election, ca_cert: str
+        self,
+        settings: Settings,
+        cluster: Cluster,
+        election: Election,
+        ca_cert: str,
+        metrics: Metrics,
     ) -> None:
         self.settings = settings
         self.stop = asyncio.Event()
-        self.metrics = Metrics()
+        self.metrics = metrics
         self.election = election
         self.controller = Controller(cluster, settings, ca_cert, self.metrics)
         self.endpoint = ProgressEndpoint(cluster, self.metrics, now)
@@ -60,6 +65,9 @@ class Replica:
             on_relist=self.rounds.want,
             expected=handlers.KINDS * max(1, len(settings.watch_namespaces)) + 1,
         )
+        queue = self.controller.queue
+        self.metrics.queue(lambda: queue.ready, lambda: queue.age)
+        self.metrics.watch(self.watches.silence)
         self.metrics.hold("queue", lambda: self.controller.queue.held)
         self.metrics.hold("statuses", lambda: len(self.metrics.statuses()))
         self.metrics.hold("tokens", lambda: self.endpoint.held)
@@ -111,12 +119,13 @@ async def run(settings: Settings) -> int:
     """Serve until SIGTERM, SIGINT or the loss of the Lease; the exit code."""
     fence = Fence(settings.lease_seconds, clock)
     kubeconfig = os.environ.get("KUBECONFIG")
-    cluster = await connect(kubeconfig, fence, settings.identity)
+    metrics = Metrics()
+    cluster = await connect(kubeconfig, fence, settings.identity, metrics.asked)
     # Connections of its own: a renewal must not wait behind passes, nor on what they left dead.
-    for_lease = await connect(kubeconfig, None, settings.identity)
+    for_lease = await connect(kubeconfig, None, settings.identity, metrics.asked)
     election = Election(for_lease, settings, fence, clock)
     ca_cert = (Path(settings.tls_dir) / "ca.crt").read_text()
-    replica = Replica(settings, cluster, election, ca_cert)
+    replica = Replica(settings, cluster, election, ca_cert, metrics)
     replica.take_signals()
 
     address, health = settings.bind_address, (replica.ready, replica.unhealthy)

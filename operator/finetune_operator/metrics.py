@@ -3,43 +3,70 @@
 from __future__ import annotations
 
 import time
-from collections import Counter as Count
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import GaugeMetricFamily, Metric
 
-from finetune_api.status import PHASES, FineTuneJobStatus, Progress
-from finetune_operator.observe import seconds
+from finetune_api.status import FineTuneJobStatus
+from finetune_operator.families import families
 
 Key = tuple[str, str]
 
-JOB_GAUGES: dict[str, tuple[str, str]] = {
-    "step": ("finetune_job_step", "Optimizer steps done."),
-    "total_steps": ("finetune_job_total_steps", "Optimizer steps in all."),
-    "percent": ("finetune_job_progress_percent", "Steps done, in percent."),
-    "eta_seconds": ("finetune_job_eta_seconds", "Estimated seconds until training ends."),
-    "loss": ("finetune_job_loss", "Training loss of the last logged step."),
-    "eval_loss": ("finetune_job_eval_loss", "Last loss on the held-out part."),
-    "learning_rate": ("finetune_job_learning_rate", "Learning rate of the last logged step."),
-    "grad_norm": ("finetune_job_grad_norm", "Global gradient norm before clipping."),
-    "tokens_per_second": (
-        "finetune_job_tokens_per_second",
-        "Tokens trained on per second, over all workers.",
-    ),
-}
-"""Fields of `status.progress` that are shown for every running job."""
+RECONCILE_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
-METRIC_NAMES: tuple[str, ...] = (
-    "finetune_jobs",
-    *(name for name, _ in JOB_GAUGES.values()),
-    "finetune_job_seconds_since_report",
-    "finetune_reconcile_seconds",
-    "finetune_reconcile_errors_total",
-    "finetune_progress_reports_total",
-    "finetune_operator_leader",
-    "finetune_operator_held",
+
+@dataclass(frozen=True, slots=True)
+class OwnMetric:
+    """One family about the operator itself."""
+
+    name: str
+    kind: str
+    text: str
+    labels: tuple[str, ...] = ()
+    values: str = ""
+    """Of the label, for people."""
+
+
+OWN_METRICS = (
+    OwnMetric("finetune_reconcile_seconds", "histogram", "Duration of one pass over one job."),
+    OwnMetric("finetune_reconcile_errors", "counter", "Passes that failed and are tried again."),
+    OwnMetric(
+        "finetune_progress_reports",
+        "counter",
+        "Progress reports by HTTP status.",
+        ("code",),
+        "200, 401, 403, 404, 409, 413, 422, 429, 500, 503",
+    ),
+    OwnMetric(
+        "finetune_api_requests",
+        "counter",
+        "Requests to the API server, watches left out; code 503 is also no answer.",
+        ("verb", "code"),
+        "DELETE, GET, PATCH, POST, PUT; the HTTP status",
+    ),
+    OwnMetric("finetune_operator_leader", "gauge", "1 on the replica that leads."),
+    OwnMetric(
+        "finetune_operator_held",
+        "gauge",
+        "Entries that the operator holds in memory.",
+        ("what",),
+        "queue, statuses, tokens",
+    ),
+    OwnMetric("finetune_operator_queue_depth", "gauge", "Jobs whose pass is due."),
+    OwnMetric(
+        "finetune_operator_queue_age_seconds", "gauge", "For how long the oldest pass is due."
+    ),
+    OwnMetric(
+        "finetune_operator_watch_silence_seconds",
+        "gauge",
+        "Seconds since something was heard over the most silent watch of a resource.",
+        ("resource",),
+        "finetunejobs, finetuneprofiles, jobs, pods",
+    ),
 )
+_TEXTS = {metric.name: metric for metric in OWN_METRICS}
 
 
 class Metrics:
@@ -51,34 +78,18 @@ class Metrics:
         self._statuses: dict[Key, FineTuneJobStatus] = {}
         self._versions: dict[Key, int] = {}
         self.reconcile_seconds = Histogram(
-            "finetune_reconcile_seconds",
-            "Duration of one pass over one job.",
-            registry=self.registry,
-            buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+            *_named("finetune_reconcile_seconds"), registry=self.registry, buckets=RECONCILE_BUCKETS
         )
-        self.reconcile_errors = Counter(
-            "finetune_reconcile_errors",
-            "Passes that failed and are tried again.",
-            registry=self.registry,
-        )
-        self.progress_reports = Counter(
-            "finetune_progress_reports",
-            "Progress reports by HTTP status.",
-            ["code"],
-            registry=self.registry,
-        )
+        self.reconcile_errors = self._counter("finetune_reconcile_errors")
+        self.progress_reports = self._counter("finetune_progress_reports")
+        self.api_requests = self._counter("finetune_api_requests")
         self.leads = False
-        self._leader = Gauge(
-            "finetune_operator_leader",
-            "1 on the replica that leads.",
-            registry=self.registry,
-        )
-        self._held = Gauge(
-            "finetune_operator_held",
-            "Entries that the operator holds in memory.",
-            ["what"],
-            registry=self.registry,
-        )
+        self._leader = self._gauge("finetune_operator_leader")
+        self._held = self._gauge("finetune_operator_held")
+        self._depth = self._gauge("finetune_operator_queue_depth")
+        self._age = self._gauge("finetune_operator_queue_age_seconds")
+        self._silence: Callable[[], Mapping[str, float]] = dict
+        self.registry.register(_Own(lambda: self._silence()))
         self.registry.register(_Statuses(self._statuses, clock))
 
     def lead(self) -> None:
@@ -89,6 +100,19 @@ class Metrics:
     def hold(self, what: str, count: Callable[[], int]) -> None:
         """Show at each scrape how many entries there are of something."""
         self._held.labels(what).set_function(count)
+
+    def queue(self, depth: Callable[[], int], age: Callable[[], float]) -> None:
+        """Show at each scrape how many passes are due, and since when."""
+        self._depth.set_function(depth)
+        self._age.set_function(age)
+
+    def watch(self, silence: Callable[[], Mapping[str, float]]) -> None:
+        """Show at each scrape for how many seconds nothing was heard of each resource."""
+        self._silence = silence
+
+    def asked(self, verb: str, code: int) -> None:
+        """The API server has answered a request."""
+        self.api_requests.labels(verb, str(code)).inc()
 
     def see(self, key: Key, status: FineTuneJobStatus, version: int) -> None:
         """This was the job's status at a resource version. Passes and progress reports both tell,
@@ -110,6 +134,16 @@ class Metrics:
         """The statuses seen last."""
         return dict(self._statuses)
 
+    def _counter(self, name: str) -> Counter:
+        return Counter(*_named(name), _TEXTS[name].labels, registry=self.registry)
+
+    def _gauge(self, name: str) -> Gauge:
+        return Gauge(*_named(name), _TEXTS[name].labels, registry=self.registry)
+
+
+def _named(name: str) -> tuple[str, str]:
+    return name, _TEXTS[name].text
+
 
 class _Statuses:
     """A collector over the statuses, evaluated at each scrape."""
@@ -119,52 +153,20 @@ class _Statuses:
     ) -> None:
         self._statuses, self._clock = statuses, clock
 
-    def collect(self) -> Iterable[GaugeMetricFamily]:
+    def collect(self) -> Iterable[Metric]:
         return families(dict(self._statuses), self._clock())
 
 
-def families(statuses: Mapping[Key, FineTuneJobStatus], now: float) -> list[GaugeMetricFamily]:
-    """Metric families of these statuses: a pure function, also of an operator that just started.
+class _Own:
+    """A collector over the watches: a resource that is watched no more has no series."""
 
-    Args:
-        now: Seconds since the epoch.
-    """
-    jobs = GaugeMetricFamily(
-        "finetune_jobs", "Jobs by namespace and phase.", labels=["namespace", "phase"]
-    )
-    counts = Count((ns, status.phase or "Pending") for (ns, _), status in statuses.items())
-    for namespace in sorted({ns for ns, _ in statuses}):
-        for phase in PHASES:
-            jobs.add_metric([namespace, phase], counts[(namespace, phase)])
-    found = [jobs]
-    for field, (name, text) in JOB_GAUGES.items():
-        family = GaugeMetricFamily(name, text, labels=["namespace", "job"])
-        for (namespace, job), status in sorted(statuses.items()):
-            value = _value(status, field)
-            if value is not None:
-                family.add_metric([namespace, job], value)
-        found.append(family)
-    return [*found, _since_report(statuses, now)]
+    def __init__(self, silence: Callable[[], Mapping[str, float]]) -> None:
+        self._silence = silence
 
-
-def _since_report(statuses: Mapping[Key, FineTuneJobStatus], now: float) -> GaugeMetricFamily:
-    family = GaugeMetricFamily(
-        "finetune_job_seconds_since_report",
-        "Seconds since the last report that was written; one a minute where all is well.",
-        labels=["namespace", "job"],
-    )
-    for (namespace, job), status in sorted(statuses.items()):
-        progress = status.progress
-        if status.phase == "Running" and progress is not None:
-            value = max(0.0, now - seconds(progress.last_update_time))
-            family.add_metric([namespace, job], value)
-    return family
-
-
-def _value(status: FineTuneJobStatus, field: str) -> float | None:
-    """Of running jobs only: what a finished job reported last is in its status."""
-    progress: Progress | None = status.progress
-    if status.phase not in ("Starting", "Running") or progress is None:
-        return None
-    value: float | None = getattr(progress, field)
-    return value
+    def collect(self) -> Iterable[Metric]:
+        found = GaugeMetricFamily(
+            *_named("finetune_operator_watch_silence_seconds"), labels=["resource"]
+        )
+        for resource, value in sorted(self._silence().items()):
+            found.add_metric([resource], value)
+        return [found]

@@ -45,6 +45,8 @@ class PodFacts:
     """It has a node, and its container is not made yet: volumes are mounted, the image pulled."""
     unhealthy: bool = False
     """Its kubelet killed it because its liveness probe failed."""
+    bound: str | None = None
+    """When it got its node, and all that it asks for there."""
 
     @property
     def disrupted(self) -> bool:
@@ -244,7 +246,16 @@ def pod_facts(pod: Raw, events: Sequence[Raw] = ()) -> PodFacts:
         uid=uid,
         creating=creating,
         unhealthy=_probe_failures(uid, events) >= PROBE_FAILURES,
+        bound=_bound(status),
     )
+
+
+def _bound(status: Raw) -> str | None:
+    for condition in status.get("conditions") or []:
+        if condition["type"] == "PodScheduled" and condition["status"] == "True":
+            found: str | None = condition.get("lastTransitionTime")
+            return found
+    return None
 
 
 def _probe_failures(uid: str, events: Sequence[Raw]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from finetune_api import progress as wire
 from finetune_api.progress import TrainerStatus
@@ -55,6 +56,8 @@ def _progress(
         total_steps=_whole(number(wire.TOTAL_STEPS, before.total_steps)),
         epoch=number(wire.CURRENT_EPOCH, before.epoch),
         percent=max(before.percent, before.percent if percent is None else percent),
+        step_time=before.step_time if new_step == before.step else now,
+        **_checkpoint(before, report, now),
         eta_seconds=report.estimated_remaining_seconds
         if report.estimated_remaining_seconds is not None
         else before.eta_seconds,
@@ -69,6 +72,23 @@ def _progress(
         last_update_time=now,
         history=_history(before.history, new_step, report.number(wire.LOSS)),
     )
+
+
+def _checkpoint(before: Progress, report: TrainerStatus, now: str) -> dict[str, Any]:
+    """What is known of checkpoints; the time is that of the first report of one."""
+    step = _whole(report.number(wire.CHECKPOINT_STEP))
+    same = step is None or step == before.checkpoint_step
+    taken = _seconds(report.number(wire.CHECKPOINT_SECONDS))
+    stalled = _seconds(report.number(wire.CHECKPOINT_STALLED_SECONDS))
+    known = before.checkpoint_stalled_seconds
+    return {
+        "checkpoint_step": before.checkpoint_step if same else step,
+        "checkpoint_time": before.checkpoint_time if same else now,
+        "checkpoint_seconds": before.checkpoint_seconds if taken is None else _short(taken),
+        "checkpoint_stalled_seconds": known
+        if stalled is None
+        else max(known or 0.0, round(stalled, 3)),
+    }
 
 
 def _worth_writing(old: Progress | None, new: Progress) -> bool:

@@ -6,6 +6,7 @@ with a token made for that job alone. Trainer pods have no access to the API ser
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
 import ssl
@@ -14,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from aiohttp import web
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.exposition import choose_encoder
 from pydantic import ValidationError
 
 from finetune_api import progress as wire
@@ -25,6 +26,7 @@ from finetune_operator.lease import LeaseLostError
 from finetune_operator.metrics import Metrics
 from finetune_operator.progress import Rejected, merge
 from finetune_operator.reconcile import parse_job
+from finetune_operator.usage import reported
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +103,7 @@ class ProgressEndpoint:
         if isinstance(new, Rejected) or new is None:
             return new
         try:
-            part = new.to_json_dict()
+            part = reported(job.status, new)
             now = parse_job(await self._cluster.report_progress(*key, part, job.version))
         except ApiError as error:
             if error.code == 409:
@@ -167,9 +169,12 @@ def metrics_app(
 ) -> web.Application:
     """`/metrics`, `/healthz` (503 with the sentence of `unhealthy`) and `/readyz`."""
 
-    async def show(_: web.Request) -> web.Response:
-        text = generate_latest(metrics.registry)
-        return web.Response(body=text, headers={"Content-Type": CONTENT_TYPE_LATEST})
+    async def show(request: web.Request) -> web.Response:
+        """In the format that the scraper asks for; Prometheus asks for OpenMetrics."""
+        encode, content_type = choose_encoder(request.headers.get("Accept", ""))
+        # Of thousands of jobs it takes a while, and reports wait for nobody.
+        text = await asyncio.to_thread(encode, metrics.registry)
+        return web.Response(body=text, headers={"Content-Type": content_type})
 
     async def healthz(_: web.Request) -> web.Response:
         problem = unhealthy()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import math
 from collections.abc import Awaitable, Callable, Hashable
 from typing import Generic, TypeVar
 
@@ -50,7 +51,12 @@ class WorkQueue(Generic[Key]):
     def ready(self) -> int:
         """Keys whose time has come; the others are put off."""
         now = self._clock()
-        return sum(due <= now for due in self._due.values())
+        return sum(due <= now for due in list(self._due.values()))  # a scrape is a thread
+
+    @property
+    def age(self) -> float:
+        """Seconds for which the key that is due longest waits."""
+        return max(0.0, self._clock() - min(list(self._due.values()), default=math.inf))
 
     @property
     def held(self) -> int:

@@ -38,6 +38,7 @@ from finetune_operator.reports import reports
 from finetune_operator.settings import Settings
 from finetune_operator.sizing import settle_size
 from finetune_operator.status import reduce
+from finetune_operator.usage import with_usage
 from finetune_operator.waiting import look_again
 
 RETRY_SECONDS = 30.0
@@ -134,6 +135,7 @@ def step(job: Job, observed: Observed, world: World, now: str) -> Step:
     plan, decision = settle_size(plan, job.status, observed, decision, evidence, wishes, now)
     since = world.listening_since
     new = reduce(job.status, job.generation, plan, observed, decision, evidence, now, since)
+    new = with_usage(job.status, new, plan, observed, decision, evidence, now)
     old = job.status.model_copy(update={"progress": None})
     changed = new != old
     last = _last_progress(job.status, new.attempt or 0, evidence, now)

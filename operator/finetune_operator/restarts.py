@@ -76,6 +76,7 @@ def add(before: Restarts, new: RestartEntry) -> Restarts:
     return Restarts(
         counted=before.counted + (new.cause == "Platform"),
         disruptions=before.disruptions + (new.cause == "Disruption"),
+        hangs=before.hangs + (new.failure_class == "Hang"),
         history=[*before.history, new][-MAX_ENTRIES:],
     )
 

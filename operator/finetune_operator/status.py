@@ -91,6 +91,9 @@ def reduce(
         attempt=_attempt(old, decision, observed),
         excluded_nodes=_excluded(old, plan, decision, now),
         stages=_stage_times(old, observed),
+        phase_seconds=_phase_seconds(old, phase, now),
+        phase_time=old.phase_time if phase == old.phase else now,
+        usage=old.usage,
         resolved=_resolved(old, plan, evidence.prepare),
         dataset=_dataset(evidence.prepare) or old.dataset,
         output=_output(old, plan, decision, evidence.train),
@@ -112,6 +115,14 @@ def _suspended_seconds(old: FineTuneJobStatus, phase: Phase, now: str) -> int | 
     if old.suspend_time is None or phase == "Suspended":
         return old.suspended_seconds
     return (old.suspended_seconds or 0) + round(seconds(now) - seconds(old.suspend_time))
+
+
+def _phase_seconds(old: FineTuneJobStatus, phase: Phase, now: str) -> dict[Phase, int]:
+    """Counted when the phase is over."""
+    if old.phase is None or old.phase_time is None or phase == old.phase:
+        return old.phase_seconds
+    spent = max(0, round(seconds(now) - seconds(old.phase_time)))
+    return {**old.phase_seconds, old.phase: old.phase_seconds.get(old.phase, 0) + spent}
 
 
 def _phase(old: FineTuneJobStatus, decision: Decision) -> tuple[Phase, str]:
@@ -218,6 +229,7 @@ def _resolved(
         parameters=facts.parameters if facts else before.parameters,
         shape=facts.shape if facts else before.shape,
         attention=facts.attention if facts else before.attention,
+        max_restarts=plan.snapshot.spec.restart_policy.max_restarts,
     )
 
 

@@ -43,6 +43,13 @@ class ApiError(Exception):
         self.retry_after = retry_after
 
 
+Answered = Callable[[str, int], None]
+
+
+def nobody(_: str, __: int) -> None:
+    """Nobody wants to know."""
+
+
 class Transport:
     """Requests, by path."""
 
@@ -51,8 +58,11 @@ class Transport:
         api: Any,
         user_agent: str,
         sleep: Sleep = asyncio.sleep,
+        answered: Answered = nobody,
     ) -> None:
+        """`answered` is told of every answer: the verb and the HTTP status."""
         self._api = api
+        self._answered = answered
         self._sleep = sleep
         self._user_agent = user_agent
 
@@ -92,6 +102,19 @@ class Transport:
         permit: Permit,
     ) -> tuple[int, str, float | None]:
         """Status, text and the pause that the API server asks for. No answer is a 503."""
+        answer = await self._once(method, path, query, body, content_type, permit)
+        self._answered(method, answer[0])
+        return answer
+
+    async def _once(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str],
+        body: Any,
+        content_type: str,
+        permit: Permit,
+    ) -> tuple[int, str, float | None]:
         api, limit = self._api, permit()
         headers = {
             "Accept": "application/json",
@@ -118,7 +141,10 @@ class Transport:
 
 
 async def open_transport(
-    kubeconfig: str | None, user_agent: str, sleep: Sleep = asyncio.sleep
+    kubeconfig: str | None,
+    user_agent: str,
+    sleep: Sleep = asyncio.sleep,
+    answered: Answered = nobody,
 ) -> Transport:
     """In a pod by its service account, elsewhere by kubeconfig."""
     configuration = client.Configuration()
@@ -131,7 +157,7 @@ async def open_transport(
             kubeconfig, client_configuration=configuration
         )
     configuration.trace_configs = [_last_look()]
-    return Transport(client.ApiClient(configuration), user_agent, sleep)
+    return Transport(client.ApiClient(configuration), user_agent, sleep, answered)
 
 
 def _last_look() -> aiohttp.TraceConfig:

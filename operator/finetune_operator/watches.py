@@ -59,6 +59,14 @@ class Watches:
             return f"only {len(self._watching)} of {self._expected} watches are up"
         return None
 
+    def silence(self) -> dict[str, float]:
+        """Seconds since something was heard, by plural; of several namespaces the longest."""
+        now, found = self._clock(), dict[str, float]()
+        for path, time in list(self._heard.items()):  # a scrape is a thread
+            plural = path.rpartition("/")[2]
+            found[plural] = max(found.get(plural, 0.0), now - time)
+        return found
+
     def asked(self, path: str) -> None:
         """A request was sent; where nothing has ever been heard, the time counts from here."""
         self._heard.setdefault(path, self._clock())

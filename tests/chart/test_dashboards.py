@@ -7,17 +7,22 @@ import re
 from pathlib import Path
 from typing import Any
 
+import monitoring
 import pytest
 import yaml
 from chart import CHART, Manifest, only, render
 from tools import run_tool
 
 from finetune_api.status import PHASES
-from finetune_operator.metrics import METRIC_NAMES
+from finetune_operator.families import JOBS, PHASE_SECONDS, QUEUE_WAIT
+from finetune_operator.job_metrics import JOB_METRICS
+from finetune_operator.metrics import OWN_METRICS
 
 FILES = sorted((CHART / "files" / "dashboards").glob("*.json"))
 DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
 BUILT_IN = {"__rate_interval": "5m"}
+TOGETHER = {JOBS[0], PHASE_SECONDS[0], QUEUE_WAIT[0]}
+METRICS = TOGETHER | {m.name for m in (*JOB_METRICS, *OWN_METRICS)}
 
 
 @pytest.fixture(params=FILES, ids=[f.stem for f in FILES])
@@ -60,6 +65,12 @@ def test_the_chart_installs_every_dashboard_for_the_sidecar() -> None:
     assert FILES
 
 
+def test_the_files_are_those_of_the_code() -> None:
+    for path, text in monitoring.files().items():
+        assert path.read_text() == text, f"{path.name}: run `make generate`"
+    assert len(FILES) == 2
+
+
 def test_dashboards_can_be_left_out() -> None:
     rendered = render({"monitoring": {"dashboards": {"enabled": False}}})
     assert [m for m in rendered if m["kind"] == "ConfigMap"] == []
@@ -75,23 +86,21 @@ def test_labels_and_annotations_are_those_that_the_sidecar_wants() -> None:
 
 
 def test_it_is_a_dashboard_of_grafana_10(dashboard: dict[str, Any]) -> None:
-    assert dashboard["schemaVersion"] >= 39
+    assert dashboard["schemaVersion"] >= 36, "Grafana 10 brings it to its own"
     assert re.fullmatch(r"[a-zA-Z0-9_-]{1,40}", dashboard["uid"])
     assert dashboard["title"]
     assert "id" not in dashboard, "an id belongs to one Grafana only"
 
 
-def test_one_chooses_datasource_namespace_and_job(dashboard: dict[str, Any]) -> None:
+def test_one_chooses_datasource_namespaces_or_one_job(dashboard: dict[str, Any]) -> None:
     found = variables(dashboard)
-    assert [(v["name"], v["type"]) for v in found.values()] == [
-        ("datasource", "datasource"),
-        ("namespace", "query"),
-        ("job", "query"),
-    ]
     assert found["datasource"]["query"] == "prometheus"
-    for name in ("namespace", "job"):
-        assert found[name]["multi"] is found[name]["includeAll"] is True
-        assert found[name]["datasource"] == DATASOURCE
+    queries = {n: (v["multi"], v["includeAll"]) for n, v in found.items() if v["type"] == "query"}
+    assert queries in (
+        {"namespace": (True, True)},
+        {"namespace": (False, False), "job": (False, False)},
+    )
+    assert [found[name]["datasource"] for name in queries] == [DATASOURCE] * len(queries)
 
 
 def test_every_panel_asks_the_chosen_datasource(dashboard: dict[str, Any]) -> None:
@@ -133,8 +142,8 @@ def test_every_metric_of_the_operator_is_shown_and_no_other() -> None:
     for expression in (e for file in FILES for e in expressions(json.loads(file.read_text()))):
         names = re.findall(r"\bfinetune_\w+", expression)
         assert names, expression
-        used |= {re.sub(r"_(bucket|count|sum)$", "", name) for name in names}
-    assert used == set(METRIC_NAMES)
+        used |= {re.sub(r"_(bucket|count|sum|total)$", "", name) for name in names}
+    assert used == METRICS
 
 
 def test_prometheus_can_read_every_expression(dashboard: dict[str, Any], tmp_path: Path) -> None:
@@ -150,8 +159,7 @@ def test_prometheus_can_read_every_expression(dashboard: dict[str, Any], tmp_pat
 
 
 def test_every_phase_has_a_colour_and_no_other_word_has() -> None:
-    stat = next(
-        p for f in FILES for p in json.loads(f.read_text())["panels"] if p["type"] == "stat"
-    )
+    fleet = json.loads((CHART / "files/dashboards/fleet.json").read_text())
+    stat = next(p for p in fleet["panels"] if p["type"] == "stat")
     coloured = {o["matcher"]["options"] for o in stat["fieldConfig"]["overrides"]}
     assert coloured == set(PHASES)

@@ -106,6 +106,7 @@ def test_a_job_goes_from_apply_to_succeeded(kube: Kube, operator: Operator, name
         "modelRevision": "abc123",
         "parameters": 134_515_008,
         "gracePeriodSeconds": 600,
+        "maxRestarts": 3,
         "attention": "Masked",
     }
     kube.run(workers[0])
@@ -181,6 +182,7 @@ def test_a_killed_worker_costs_an_attempt_and_the_next_one_is_the_whole_gang(
         {
             "counted": 1,
             "disruptions": 0,
+            "hangs": 0,
             "history": [{"attempt": 0, "cause": "Platform", "class": "Killed"}],
         },
     )
@@ -538,6 +540,7 @@ def test_a_report_moves_the_status_the_columns_and_the_metrics(
     assert reporter.post(report(25, 10)) == (200, "")
     progress = kube.job(namespace, "docs")["status"]["progress"]
     assert progress.pop("lastUpdateTime")
+    assert progress.pop("stepTime")
     assert progress == {
         "attempt": 0,
         "step": 10,

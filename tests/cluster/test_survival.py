@@ -120,7 +120,7 @@ def test_a_deletion_that_a_watch_missed_is_found_when_it_lists_anew(
 ) -> None:
     operator = start(proxy.kubeconfig, WATCH_SILENCE_SECONDS="3", RESYNC_SECONDS="3600")
     apply(kube, namespace)
-    series = f'finetune_jobs{{namespace="{namespace}",phase="Preparing"}}'
+    series = f'finetune_jobs{{namespace="{namespace}",phase="Preparing",profile="cpu"}}'
     shown = "the job to be shown, and no other"
     eventually(shown, lambda: operator.metrics().get(series) == 1)
     hide = {"DELETED", "MODIFIED"}
@@ -293,7 +293,7 @@ def test_a_restart_among_running_jobs_writes_nothing_and_their_deletion_leaves_n
         make_running_jobs(server, namespace, count)
         asked = AuditLog(server, "finetune-operator/")
         operator = start(server)
-        running = f'finetune_jobs{{namespace="{namespace}",phase="Running"}}'
+        running = f'finetune_jobs{{namespace="{namespace}",phase="Running",profile="cpu"}}'
         eventually("all jobs to be seen", lambda: operator.metrics().get(running) == count)
         assert asked.writes() == []
         # The round: lists of jobs, children and pods, profiles, and a ConfigMap for each job; the

@@ -31,6 +31,7 @@ FIRST = Progress(
     percent=10,
     eta_seconds=90,
     loss=2.5,
+    step_time=T0,
     activity="Training",
     last_update_time=T0,
     history=[HistoryPoint(step=10, loss=2.5)],
@@ -73,6 +74,7 @@ def test_a_new_attempt_starts_anew() -> None:
         step=1,
         percent=1,
         loss=3.0,
+        step_time=T1,
         last_update_time=T1,
         history=[HistoryPoint(step=1, loss=3.0)],
     )
@@ -128,3 +130,15 @@ def test_a_hang_that_is_only_reported_is_written_at_once_and_its_end_too() -> No
     again = merge(found, report(10), 0, T1)
     assert isinstance(again, Progress)
     assert again.stalled_seconds is None
+
+
+def test_the_time_of_a_step_and_of_a_checkpoint_is_that_of_its_first_report() -> None:
+    saved = {"checkpoint_step": 8, "checkpoint_seconds": 3.25, "checkpoint_stalled_seconds": 0.5}
+    first = merge(FIRST, report(12, current_step=12, **saved), 0, T40)
+    assert isinstance(first, Progress)
+    later = merge(first, report(12, current_step=12, checkpoint_step=8), 0, "2026-11-22T06:01:30Z")
+    assert isinstance(later, Progress)
+    for found in (first, later):
+        assert (found.step, found.step_time) == (12, T40)
+        assert (found.checkpoint_step, found.checkpoint_time) == (8, T40)
+        assert (found.checkpoint_seconds, found.checkpoint_stalled_seconds) == (3.25, 0.5)

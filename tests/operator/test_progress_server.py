@@ -47,14 +47,12 @@ class Reported:
         version = str(len(self.versions) + 7)
         return self.body | {"metadata": self.body["metadata"] | {"resourceVersion": version}}
 
-    async def report_progress(
-        self, namespace: str, name: str, progress: Json, version: int
-    ) -> Json:
+    async def report_progress(self, namespace: str, name: str, part: Json, version: int) -> Json:
         self.versions.append(version)
         if self.refusals:
             raise self.refusals.pop(0)
-        self.written = progress
-        status = self.body["status"] | {"progress": progress}
+        self.written = part["progress"]
+        status = self.body["status"] | part
         return await self.job(namespace, name) | {"status": status}
 
 

@@ -28,6 +28,7 @@ def watch(api: ModelApi) -> None:
     def check(old: Json, new: Json, owner: str) -> None:
         finished_is_final(old, new, owner)
         counters_never_go_back(old, new)
+        usage_adds_up(old, new)
         times_stay(old, new)
         if owner == names.FIELD_OWNER:
             something_changed(old, new)
@@ -82,8 +83,43 @@ def _counters(status: Json) -> dict[str, float]:
         "progress.attempt": progress.get("attempt"),
         f"progress.step of attempt {progress.get('attempt')}": progress.get("step"),
         "observedGeneration": status.get("observedGeneration"),
+        **_spent(status),
     }
     return {k: v for k, v in found.items() if v is not None}
+
+
+def _spent(status: Json) -> dict[str, float]:
+    """All that only grows of what was held."""
+    usage = status.get("usage", {})
+    names = ("heldSeconds", "usefulSeconds", "queueSeconds", "gpuHours")
+    found = {f"usage.{name}": usage[name] for name in names if name in usage}
+    for field in ("costSoFar", "time"):
+        if field in usage:
+            found[f"usage.{field}"] = (
+                float(usage[field]) if field == "costSoFar" else seconds(usage[field])
+            )
+    found |= {f"usage.badput.{name}": value for name, value in usage.get("badput", {}).items()}
+    return found | {f"in {name}": value for name, value in status.get("phaseSeconds", {}).items()}
+
+
+def usage_adds_up(old: Json, new: Json) -> None:
+    """What is held is useful, badput, or waits for a checkpoint; when a job is over nothing does.
+    Workers hold at most what the job asks for, from its start on; every second is in one phase."""
+    usage = new.get("usage")
+    if usage is None:
+        assert "usage" not in old, "the account is gone"
+        return
+    accounted = usage["usefulSeconds"] + sum(usage["badput"].values())
+    assert accounted <= usage["heldSeconds"], usage
+    if new["phase"] in FINAL:
+        assert (accounted, usage["holding"]) == (usage["heldSeconds"], 0), usage
+    most = 16 * (seconds(usage["time"]) - seconds(new["startTime"]))
+    assert usage["heldSeconds"] <= most, f"{usage['heldSeconds']} s held, {most} s are possible"
+    assert usage["holding"] <= 16, usage
+    if "phaseTime" in old:
+        passed = seconds(new["phaseTime"]) - seconds(old["phaseTime"])
+        counted = [sum(s.get("phaseSeconds", {}).values()) for s in (old, new)]
+        assert counted[1] - counted[0] == passed, f"{passed} s passed, counted: {counted}"
 
 
 def times_stay(old: Json, new: Json) -> None:

@@ -185,6 +185,9 @@ class Life:
         """Children and status, without what differs from life to life: names, uids, times."""
         body = self.kube.job(self.namespace, self.name)
         status = body["status"] | {"suspendedSeconds": "suspendedSeconds" in body["status"]}
+        status.pop("phaseSeconds")
+        usage = status.get("usage", {})
+        status["usage"] = {name: usage.get(name) for name in ("unit", "attempt", "holding")}
         children = {
             kind: sorted(self._plain(_essence(kind, item), body) for item in self.children(kind))
             for kind in KINDS

@@ -142,7 +142,8 @@ class ModelKubernetes:
                     self._put_pod(replace(pod, waiting="0/3 nodes are available"))
                 else:
                     node = free[(choice + number) % len(free)]
-                    self._put_pod(replace(pod, node=node, waiting=None))
+                    clock = self.api.clock
+                    self._put_pod(replace(pod, node=node, bound=clock, waiting=None))
             elif pod.phase == "Pending":
                 self._put_pod(replace(pod, phase="Running", waiting=None))
                 self._started(pod)

@@ -30,6 +30,8 @@ class ModelPod:
     not_on: tuple[str, ...] = ()
     phase: str = "Pending"
     node: str | None = None
+    bound: float | None = None
+    """When it got its node."""
     leaves: float | None = None
     """Told to go: when its grace period is over."""
     waiting: str | None = None
@@ -72,6 +74,9 @@ class ModelPod:
         conditions = []
         if self.waiting and not self.node:
             conditions.append(_true("PodScheduled", "Unschedulable", self.waiting, "False"))
+        if self.bound is not None:
+            at = {"lastTransitionTime": stamp(self.bound)}
+            conditions.append(_true("PodScheduled", "Scheduled", "") | at)
         if self.disrupted:
             conditions.append(_true("DisruptionTarget", "EvictionByEvictionAPI", "drained"))
         return {

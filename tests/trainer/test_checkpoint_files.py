@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -366,6 +366,8 @@ class Asked:
     notes: list[str]
     saved: int | None = None
     longest: float | None = None
+    complete: tuple[int, float] | None = None
+    stalled: list[float] = field(default_factory=list)
 
     def save(self, step: int, state: Any) -> None:
         self.saved = step
@@ -385,6 +387,9 @@ class Asked:
 
     def has_saved(self, seconds: float) -> None:
         self.notes.append(f"saved in {seconds:g} s")
+
+    def checkpointed(self, step: int, seconds: float, stalled: float) -> None:
+        self.notes.append(f"step {step} is saved, {seconds:g} s, {stalled:g} s in all")
 
 
 def course(clock: list[float], losses: list[float], **changes: Any) -> tuple[Any, list[str]]:
@@ -468,6 +473,14 @@ def test_who_watches_is_told_how_long_the_longest_checkpoint_took() -> None:
     assert notes == ["saved in 2.5 s"]
 
 
+def test_who_watches_is_told_which_checkpoint_is_complete_and_what_all_of_them_cost() -> None:
+    found, notes = course([0.0], [])
+    found.after_step(step(1), stop=False, save=False)
+    found._checkpoints.complete, found._checkpoints.stalled = (1, 3.5), [0.5, 0.25]
+    found.after_step(step(2), stop=False, save=False)
+    assert notes == ["step 1 is saved, 3.5 s, 0.75 s in all"]
+
+
 def test_the_longest_checkpoint_is_measured_with_the_time_that_training_stood_still(
     tmp_path: Path,
 ) -> None:
@@ -481,6 +494,8 @@ def test_the_longest_checkpoint_is_measured_with_the_time_that_training_stood_st
     assert first > found.stalled[0]
     found.save(2, RunState(), wait=True)
     assert found.longest >= first
+    assert found.complete is not None
+    assert (found.complete[0], found.complete[1] > found.stalled[1]) == (2, True)
 
 
 def test_a_new_best_is_saved_and_patience_counts_evaluations_without_one() -> None:

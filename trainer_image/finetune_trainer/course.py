@@ -36,6 +36,9 @@ class Watcher(Protocol):
     def has_saved(self, seconds: float) -> None:
         """The longest checkpoint so far took so long."""
 
+    def checkpointed(self, step: int, seconds: float, stalled: float) -> None:
+        """The checkpoint of a step is complete; `stalled`: what all of them have cost training."""
+
 
 class Course:
     """One run's, on one process."""
@@ -99,6 +102,9 @@ class Course:
         self._checkpoints.check()
         if self._checkpoints.longest is not None:
             self._watch.has_saved(self._checkpoints.longest)
+        if self._checkpoints.complete is not None:
+            stalled = sum(self._checkpoints.stalled)
+            self._watch.checkpointed(*self._checkpoints.complete, stalled)
 
     def pauses_at(self, done: int) -> bool:
         """Whether there is something to do after so many steps."""

@@ -52,6 +52,12 @@ class State:
     stalled_seconds: float | None = None
     """Without progress, where that is too long by the job's hang policy."""
     save_seconds: float | None = None
+    checkpoint_step: int | None = None
+    """Of the last complete checkpoint; of the one that this attempt went on from, too."""
+    checkpoint_seconds: float | None = None
+    """That it took; training goes on meanwhile."""
+    checkpoint_stalled_seconds: float | None = None
+    """That training stood still for all checkpoints of this attempt."""
 
     @property
     def percent(self) -> int:
@@ -73,6 +79,9 @@ class State:
             progress.TOKENS_PER_SECOND: self.tokens_per_second,
             progress.STALLED_SECONDS: self.stalled_seconds,
             progress.SAVE_SECONDS: self.save_seconds,
+            progress.CHECKPOINT_STEP: self.checkpoint_step,
+            progress.CHECKPOINT_SECONDS: self.checkpoint_seconds,
+            progress.CHECKPOINT_STALLED_SECONDS: self.checkpoint_stalled_seconds,
         }
         metrics = [Metric(name=k, value=f"{v:.10g}") for k, v in numbers.items() if v is not None]
         metrics.append(Metric(name=progress.ACTIVITY, value=self.activity))

@@ -178,7 +178,7 @@ def _open_log(watch: Watch, work: Path, gang: Gang, total_steps: int, first: int
         watch.log = LossLog(losses, total_steps, lambda line: _append(quiet, line))
     if first:
         watch.step = first
-        watch.reporter.update(step=first)
+        watch.reporter.update(step=first, checkpoint_step=first)
 
 
 def finished(run: RunConfig) -> TrainFacts | None:

@@ -77,6 +77,13 @@ class Watch:
         """
         self.reporter.update(save_seconds=self.estimate.before_a_stop() + seconds)
 
+    def checkpointed(self, step: int, seconds: float, stalled: float) -> None:
+        """The checkpoint of `step` is complete and took so long; training has stood still for all
+        of them for `stalled` seconds."""
+        self.reporter.update(
+            checkpoint_step=step, checkpoint_seconds=seconds, checkpoint_stalled_seconds=stalled
+        )
+
     def after_evaluation(
         self, loss: float, seconds: float, metrics: dict[str, float], of_text: bool
     ) -> None:

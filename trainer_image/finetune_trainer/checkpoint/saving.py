@@ -60,6 +60,8 @@ class Checkpoints:
         """Seconds that training stood still for each of them."""
         self.longest: float | None = None
         """Seconds of the slowest complete one, of all processes; on process 0."""
+        self.complete: tuple[int, float] | None = None
+        """Step of the last complete one, and the seconds that it took; on process 0."""
         self._claim = Path(run.work_dir) / WORK_ATTEMPT
         self._owned, self._run, self._gang = owned, run, gang
         self._identity, self._attempt = identity, attempt
@@ -204,6 +206,7 @@ class Checkpoints:
         sync_directory(self.directory)
         size, taken = sum(f.bytes for f in files) / 1e6, time.perf_counter() - began
         self.longest = max(self.longest or 0.0, stalled + taken)
+        self.complete = manifest.step, stalled + taken
         logs.say(
             f"checkpoint of step {manifest.step}: {size:.0f} MB in "
             f"{taken:.1f} s, training stood still for {stalled:.2f} s"
