@@ -23,6 +23,7 @@ from finetune_operator.observe import Observed, observe
 from finetune_operator.queue import WorkQueue
 from finetune_operator.reconcile import Job, Step, World, finished_step, parse_job, step
 from finetune_operator.settings import Settings
+from finetune_operator.told import Told
 from finetune_operator.waiting import questions
 
 Key = tuple[str, str]
@@ -52,6 +53,7 @@ class Controller:
         self.queue: WorkQueue[Key] = WorkQueue(time.monotonic)
         self._ca_cert = ca_cert
         self.listening_since = self._now()
+        self.told = Told()
 
     async def reconcile(self, key: Key) -> float | None:
         """One pass; returns the seconds after which to look again."""
@@ -85,6 +87,7 @@ class Controller:
             # Kubernetes removes the children by their owner references; nothing is left to do.
             self.metrics.forget(key)
             self.queue.forget(key)
+            self.told.forget(key)
             return None
         job = parse_job(body)
         self.metrics.see(key, job.status, job.version)

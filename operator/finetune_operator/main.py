@@ -62,7 +62,9 @@ class Replica:
         )
         self.metrics.hold("queue", lambda: self.controller.queue.held)
         self.metrics.hold("statuses", lambda: len(self.metrics.statuses()))
-        self.metrics.hold("tokens", lambda: self.endpoint.held)
+        self.metrics.hold("told", lambda: len(self.controller.told))
+        self.metrics.hold("tokens", lambda: self.endpoint.callers.held)
+        self.metrics.hold("reports", lambda: self.endpoint.intake.held)
 
     def take_signals(self) -> None:
         """SIGTERM and SIGINT ask to end in order."""
