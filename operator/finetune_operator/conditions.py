@@ -64,12 +64,12 @@ def conditions(
     Args:
         message: The phase in a sentence.
     """
-    waiting = decision.refused if isinstance(decision, Wait | Hold) else None
+    waiting = decision.refused if isinstance(decision, Wait | Hold | Fail) else None
     failure = decision.failure if isinstance(decision, Fail | Restart) else None
     final = isinstance(decision, Fail)
     succeeded = isinstance(decision, Succeed)
-    prepared = is_done(old, "Prepared") or evidence.prepare is not None
-    trained = is_done(old, "Trained") or evidence.train is not None
+    prepared = is_done(old, "Prepared") or bool(evidence.prepare or evidence.fetched)
+    trained = is_done(old, "Trained") or bool(evidence.train or evidence.ran)
     stage = failure.stage if failure else None
 
     def state(done: bool, name: str, verb: str) -> tuple[Truth, str, str]:

@@ -46,6 +46,7 @@ class _Job:
     """What is known of a job that reports."""
 
     uid: str
+    start_time: str | None
     phase: Phase | None
     attempt: int
     version: int
@@ -100,7 +101,8 @@ class Intake:
             # Perhaps the one in memory is gone, and this is of another job under its name.
             fresh = await self._read(key)
             return sender if fresh is not None and fresh.uid == job.uid else "changed"
-        self._catch_up(key, job)
+        if not self._catch_up(key, job):
+            return "changed"
         if job.phase in TERMINAL_PHASES or sender.attempt < job.attempt:
             return OVER
         new = merge(job.known, report, sender.attempt, self._now())
@@ -150,6 +152,7 @@ class Intake:
         same = before is not None and before.uid == read.uid
         job = _Job(
             uid=read.uid,
+            start_time=read.status.start_time,
             phase=read.status.phase,
             attempt=read.status.attempt or 0,
             version=read.version,
@@ -163,14 +166,18 @@ class Intake:
         self._jobs[key] = job
         return job
 
-    def _catch_up(self, key: Key, job: _Job) -> None:
-        """The leader has seen what its passes have read and written since."""
+    def _catch_up(self, key: Key, job: _Job) -> bool:
+        """The leader has seen what its passes have read and written since. False: it is another
+        job, made anew under the name."""
         found = self._metrics.seen(key) if self._metrics.leads else None
         if found is None or found[1] <= job.version:
-            return
+            return True
+        if found[0].start_time != job.start_time:
+            return False
         status, job.version = found
         job.phase, job.attempt = status.phase, status.attempt or 0
         job.written, job.known = status.progress, newer(job.known, status.progress)
+        return True
 
     def _see(self, key: Key, body: Json) -> None:
         if self._metrics.leads:

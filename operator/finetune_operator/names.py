@@ -29,6 +29,7 @@ WORK_MOUNT = "/var/finetune/work"
 CLAIMS_DIR = "/var/finetune/claims"
 CONFIGMAP_DIR = "/var/finetune/configmaps"
 TOKEN_DIR = "/var/run/secrets/kubeflow/trainer"  # noqa: S105 (a path)
+FILES_DIR = "/etc/finetune/files"
 TMP_DIR = "/tmp"  # noqa: S108 (a volume of the pod's own)
 
 

@@ -125,6 +125,7 @@ def _run_config(namespace: str, name: str, uid: str, snapshot: Snapshot, paths: 
         output_dir=output_dir,
         allow_remote_code=profile.limits.remote_code,
         merge=spec.output.merge if spec.output else False,
+        own_trainer=spec.trainer is not None,
     )
 
 

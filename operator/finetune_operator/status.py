@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from finetune_api.outcome import PrepareFacts, ResolvedTraining, TrainFacts
+from finetune_api.outcome import FetchFacts, PrepareFacts, ResolvedTraining, TrainFacts
 from finetune_api.run_config import RunConfig
 from finetune_api.status import (
     MAX_MESSAGE,
@@ -18,6 +18,7 @@ from finetune_api.status import (
     Restarts,
     StageTimes,
 )
+from finetune_operator import own
 from finetune_operator.conditions import conditions, is_older
 from finetune_operator.decisions import (
     Begin,
@@ -91,7 +92,7 @@ def reduce(
         attempt=_attempt(old, decision, observed),
         excluded_nodes=_excluded(old, plan, decision, now),
         stages=_stage_times(old, observed),
-        resolved=_resolved(old, plan, evidence.prepare),
+        resolved=_resolved(old, plan, evidence.prepare, evidence.fetched),
         dataset=_dataset(evidence.prepare) or old.dataset,
         output=_output(old, plan, decision, evidence.train),
         restarts=_restarts(old, decision),
@@ -193,10 +194,15 @@ def _stage_times(old: FineTuneJobStatus, observed: Observed) -> list[StageTimes]
 
 
 def _resolved(
-    old: FineTuneJobStatus, plan: Plan | Refused, facts: PrepareFacts | None
+    old: FineTuneJobStatus,
+    plan: Plan | Refused,
+    facts: PrepareFacts | None,
+    fetched: FetchFacts | None,
 ) -> Resolved | None:
     if isinstance(plan, Refused):
         return old.resolved
+    if plan.run.own_trainer:
+        return _resolved_own(old.resolved or Resolved(), plan, fetched)
     before = old.resolved or Resolved()
     run, starts = plan.run, plan.attempt is not None
     num_nodes = run.num_nodes if starts else before.num_nodes or run.num_nodes
@@ -218,6 +224,20 @@ def _resolved(
         parameters=facts.parameters if facts else before.parameters,
         shape=facts.shape if facts else before.shape,
         attention=facts.attention if facts else before.attention,
+    )
+
+
+def _resolved_own(before: Resolved, plan: Plan, fetched: FetchFacts | None) -> Resolved:
+    """Of a job with its own trainer: how it trains is not ours to say."""
+    starts = plan.attempt is not None
+    return Resolved(
+        profile=plan.snapshot.profile_name,
+        image=own.image(plan, "train"),
+        num_nodes=plan.run.num_nodes if starts else before.num_nodes or plan.run.num_nodes,
+        num_proc_per_node=plan.run.num_proc_per_node,
+        grace_period_seconds=plan.grace_seconds if starts else before.grace_period_seconds,
+        model_revision=fetched.model_revision if fetched else before.model_revision,
+        parameters=fetched.parameters if fetched else before.parameters,
     )
 
 
