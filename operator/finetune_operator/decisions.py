@@ -123,3 +123,11 @@ class Evidence:
 
 
 Decision = Wait | Begin | Start | Watch | Hold | Resume | Restart | Renew | Succeed | Fail
+
+
+def refusal(refused: Refused, now: str) -> Wait | Fail:
+    """A job that its profile does not take waits for another profile, or fails."""
+    if not refused.final:
+        return Wait(refused=refused)
+    failure = LastFailure(failure_class="Configuration", message=refused.message, time=now)
+    return Fail(failure=failure, refused=refused)

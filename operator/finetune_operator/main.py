@@ -153,9 +153,9 @@ def _why(leading: asyncio.Task[Any]) -> int:
     error = leading.exception()
     expected = (LeaseLostError, handlers.WatchesEndedError)
     if error is not None and all(isinstance(e, expected) for e in _leaves(error)):
-        logger.error("this process ends: %s", next(_leaves(error)))
+        logger.error("this process ends: %s", next(_leaves(error)), extra={"reason": "Ends"})
     else:
-        logger.error("this process ends", exc_info=error)
+        logger.error("this process ends", exc_info=error, extra={"reason": "Ends"})
     return 1
 
 

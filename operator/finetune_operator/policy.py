@@ -26,6 +26,7 @@ from finetune_operator.decisions import (
     Succeed,
     Wait,
     Watch,
+    refusal,
 )
 from finetune_operator.explain import explain
 from finetune_operator.names import stage_job
@@ -136,14 +137,6 @@ def _go_on(
     if export.state == "Failed" or result is None:
         return Fail(failure=explain(export, now, plan.run.num_proc_per_node)), found
     return Succeed(facts=result), found
-
-
-def refusal(refused: Refused, now: str) -> Wait | Fail:
-    """A job that its profile does not take waits for another profile, or fails."""
-    if not refused.final:
-        return Wait(refused=refused)
-    failure = LastFailure(failure_class="Configuration", message=refused.message, time=now)
-    return Fail(failure=failure, refused=refused)
 
 
 def _training(plan: Plan, old: FineTuneJobStatus, train: StageFacts, now: str) -> Decision:

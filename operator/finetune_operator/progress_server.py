@@ -34,6 +34,7 @@ from pydantic import ValidationError
 
 from finetune_api import progress as wire
 from finetune_api.progress import ProgressBody
+from finetune_operator import logs
 from finetune_operator.callers import Callers
 from finetune_operator.cluster import Cluster
 from finetune_operator.intake import Intake
@@ -76,7 +77,8 @@ class ProgressEndpoint:
         except LeaseLostError as error:
             answer = Rejected(503, f"{error}; report again", 1)
         except Exception:
-            logger.exception("progress report not taken", extra={"job": "/".join(key)})
+            with logs.about(key):
+                logger.exception("report not taken", extra={"reason": "ReportFailed"})
             answer = Rejected(500, "internal error; report again")
         code = 200 if answer is None else answer.code
         self._metrics.progress_reports.labels(str(code)).inc()
