@@ -221,6 +221,18 @@ class Resolved(ApiModel):
     model_revision: ShortText | None = None
     """Commit of an `hf://` model."""
 
+    dataset_revision: ShortText | None = None
+    """Commit of an `hf://` dataset."""
+
+    long_examples: ShortText | None = None
+    """What happens to examples that are longer than the sequence length."""
+
+    checkpoint_minutes: Count | None = None
+    """Minutes from one checkpoint to the next, where they are saved by time."""
+
+    output_uri: ShortText | None = None
+    """Where the result goes."""
+
     parameters: Count | None = None
     """Parameters of the base model."""
 

@@ -221,6 +221,10 @@ def _resolved(
         grace_period_seconds=plan.grace_seconds if starts else before.grace_period_seconds,
         total_steps=facts.total_steps if facts else before.total_steps,
         model_revision=facts.model_revision if facts else before.model_revision,
+        dataset_revision=facts.dataset_revision if facts else before.dataset_revision,
+        long_examples=run.long_examples,
+        checkpoint_minutes=run.checkpoints.every_minutes,
+        output_uri=run.output_uri,
         parameters=facts.parameters if facts else before.parameters,
         shape=facts.shape if facts else before.shape,
         attention=facts.attention if facts else before.attention,
@@ -237,6 +241,8 @@ def _resolved_own(before: Resolved, plan: Plan, fetched: FetchFacts | None) -> R
         num_proc_per_node=plan.run.num_proc_per_node,
         grace_period_seconds=plan.grace_seconds if starts else before.grace_period_seconds,
         model_revision=fetched.model_revision if fetched else before.model_revision,
+        dataset_revision=fetched.dataset_revision if fetched else before.dataset_revision,
+        output_uri=plan.run.output_uri,
         parameters=fetched.parameters if fetched else before.parameters,
     )
 

@@ -108,6 +108,7 @@ def test_it_goes_from_fetched_files_to_an_artefact_by_exit_codes_alone() -> None
         "numProcPerNode": 1,
         "gracePeriodSeconds": 600,
         "modelRevision": "abc123",
+        "outputUri": "pvc://docs-work/output",
         "parameters": 134_515_008,
     }
     life.trains(None, None, None)
@@ -175,7 +176,7 @@ def test_a_profile_that_does_not_allow_it_fails_the_job_at_once_and_makes_nothin
     assert {type_: life.condition(type_) for type_ in ("Validated", "Failed", "Complete")} == {
         "Validated": ("False", "OwnTrainerForbidden"),
         "Failed": ("True", "Configuration"),
-        "Complete": ("False", "NotYet"),
+        "Complete": ("False", "HasFailed"),
     }
 
 

@@ -231,9 +231,9 @@ def test_a_failed_stage_ends_the_job_with_its_reason() -> None:
         {
             "Validated": ("True", "Accepted"),
             "Prepared": ("False", "Data"),
-            "Trained": ("False", "NotYet"),
-            "Exported": ("False", "NotYet"),
-            "Complete": ("False", "NotYet"),
+            "Trained": ("False", "NotReached"),
+            "Exported": ("False", "NotReached"),
+            "Complete": ("False", "HasFailed"),
             "Failed": ("True", "Data"),
             "Waiting": ("False", "Finished"),
             "ProgressReported": ("Unknown", "NotTraining"),
