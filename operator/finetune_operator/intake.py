@@ -111,9 +111,12 @@ class Intake:
         value = worth(job.written, new)
         due = value == "Numbers"
         if value == "Transition":
-            due = job.transitions.take(self._clock()) == 0
-        if due and not await self._write(key, job, new):
-            return "changed"
+            due = job.transitions.wait(self._clock()) == 0
+        if due:
+            if not await self._write(key, job, new):
+                return "changed"
+            if value == "Transition":
+                job.transitions.take(self._clock())
         job.known, job.used = new, self._clock()
         self._jobs[key] = self._jobs.pop(key, job)
         self._tidy()

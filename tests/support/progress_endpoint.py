@@ -31,11 +31,15 @@ class OneJob:
     """A cluster with the job `team-a/docs`, one pod of which may report."""
 
     def __init__(self, directory: Path) -> None:
-        self._directory, self._version = directory, 1
+        self._directory, self._writes = directory, 0
         self._progress: Json = {}
 
     def _attempt(self) -> int:
         return int((self._directory / "attempt").read_text())
+
+    def _version(self) -> int:
+        """Another attempt is another version of the job."""
+        return 1 + 1000 * self._attempt() + self._writes
 
     async def review_token(self, token: str, wanted: str) -> Caller | None:
         mine = (self._directory / "token").read_text()
@@ -57,14 +61,14 @@ class OneJob:
     async def job(self, namespace: str, name: str) -> Json:
         status = {"phase": "Running", "attempt": self._attempt(), **self._progress}
         body = builders.job_body(status=status)
-        return body | {"metadata": body["metadata"] | {"resourceVersion": str(self._version)}}
+        return body | {"metadata": body["metadata"] | {"resourceVersion": str(self._version())}}
 
     async def report_progress(
         self, namespace: str, name: str, progress: Json, version: int, uid: str
     ) -> Json:
-        if version != self._version:
+        if version != self._version():
             raise ApiError(409, "the object has been modified")
-        self._progress, self._version = {"progress": progress}, version + 1
+        self._progress, self._writes = {"progress": progress}, self._writes + 1
         return await self.job(namespace, name)
 
 

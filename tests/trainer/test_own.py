@@ -141,7 +141,6 @@ class Endpoint:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        (directory / "token").write_text("secret")
         self.attempt(0)
         venv = subprocess.run(
             [ROOT / "scripts" / "venv", "dev"], check=True, capture_output=True, text=True
@@ -161,8 +160,9 @@ class Endpoint:
         self.env: dict[str, str] = json.loads((directory / "env.json").read_text())
 
     def attempt(self, number: int) -> None:
-        """From now on this attempt reports."""
+        """From now on this attempt reports, with a token of its own."""
         (self.directory / "attempt").write_text(str(number))
+        (self.directory / "token").write_text(f"secret-{number}")
 
     def lines(self, name: str) -> list[Json]:
         path = self.directory / name
@@ -218,22 +218,22 @@ def test_a_plain_hugging_face_trainer_reports_unmodified_and_goes_on_from_its_ch
     play: Play, endpoint: Endpoint, run: RunConfig
 ) -> None:
     script = ROOT / "examples" / "03-own-trainer" / "train.py"
-    play(script, 200)
+    play(script, 160)
     first = endpoint.lines("taken.jsonl")
-    assert (first[0]["percent"], first[0]["totalSteps"]) == (0, 200)
+    assert (first[0]["percent"], first[0]["totalSteps"]) == (0, 160)
     assert (first[-1]["percent"], first[-1]["etaSeconds"]) == (100, 0)
     during = [p for p in first if p["percent"] < 100 and p.get("step")]
     assert during, "training took less than the callback's pause of five seconds"
     assert all({"loss", "learningRate", "gradNorm", "epoch"} <= set(p) for p in during)
 
     endpoint.attempt(1)
-    play(script, 400)
+    play(script, 320)
     second = endpoint.lines("taken.jsonl")[len(first) :]
     begun = next(p for p in second if p.get("step"))
-    assert (begun["attempt"], begun["step"] > 200, begun["totalSteps"]) == (1, True, 400)
+    assert (begun["attempt"], begun["step"] > 160, begun["totalSteps"]) == (1, True, 320)
     # The pace of the attempt before counts for what is left: the callback itself divides the
     # seconds since its start by all steps, those of the first attempt too.
-    assert begun["etaSeconds"] == round(begun["secondsPerStep"] * (400 - begun["step"]))
+    assert begun["etaSeconds"] == round(begun["secondsPerStep"] * (320 - begun["step"]))
     assert endpoint.lines("refused.jsonl") == []
     assert export_found(run).tensors > 10
 
@@ -241,7 +241,7 @@ def test_a_plain_hugging_face_trainer_reports_unmodified_and_goes_on_from_its_ch
 def test_trls_sft_trainer_reports_unmodified(
     play: Play, endpoint: Endpoint, run: RunConfig
 ) -> None:
-    play(ROOT / "tests" / "support" / "trl_sft.py", 200)
+    play(ROOT / "tests" / "support" / "trl_sft.py", 160)
     taken = endpoint.lines("taken.jsonl")
     assert (taken[0]["percent"], taken[-1]["percent"], taken[-1]["etaSeconds"]) == (0, 100, 0)
     assert any(p.get("step") and "loss" in p for p in taken)
