@@ -72,6 +72,10 @@ bench-operator: ## How soon the operator acts and what memory it needs: build/be
 bench-restart: ## The operator's start among 1,000 running jobs, and what 1,000 leave: build/bench/operator-restart.json
 	@$(DEV); PYTHONPATH=$(PYTHONPATH):tests/support:. $$V/bin/python bench/operator_restart.py
 
+.PHONY: bench-progress
+bench-progress: ## What 1,000 jobs that report every 5 s cost the operator (QUICK=1: 50): build/bench/progress.json
+	@$(DEV); PYTHONPATH=$(PYTHONPATH):tests/support:bench:. $$V/bin/python bench/progress_load.py $(if $(QUICK),--quick)
+
 .PHONY: bench-trainer
 bench-trainer: ## Our trainer beside TRL's, 8 minutes on an idle machine (QUICK=1: less): build/bench/trainer.json
 	@T=$$(scripts/venv bench); PATH=$$T/bin:$$PATH $$T/bin/python bench/trainer_speed.py $(if $(QUICK),--quick)

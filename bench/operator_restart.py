@@ -9,8 +9,6 @@ server's own audit log.
 from __future__ import annotations
 
 import json
-import os
-import re
 import sys
 import tempfile
 import time
@@ -23,6 +21,7 @@ from apiserver import api_server, hurry_controllers
 from audit import AuditLog
 from kube import GROUP, Kube, eventually
 from operator_process import Operator, install_api
+from process_figures import cpu_seconds, megabytes
 from running_jobs import make_running_jobs, no_controllers
 
 ROOT = Path(__file__).parents[1]
@@ -38,20 +37,6 @@ KINDS = (
     "/api/v1/persistentvolumeclaims",
     "/apis/networking.k8s.io/v1/networkpolicies",
 )
-
-
-def cpu_seconds(pid: int) -> float:
-    """User and system time of a process so far."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def megabytes(pid: int, field: str) -> float:
-    """`VmRSS` or `VmHWM` of a process."""
-    text = Path(f"/proc/{pid}/status").read_text()
-    found = re.search(rf"^{field}:\s+(\d+) kB", text, re.MULTILINE)
-    assert found is not None
-    return round(int(found[1]) * 1024 / 1e6, 1)
 
 
 def seconds_until(what: str, check: Callable[[], Any], started: float) -> float:

@@ -175,6 +175,28 @@ class PrepareFacts(ApiModel):
     """Optimizer steps of the whole run."""
 
 
+class FetchFacts(ApiModel):
+    """What prepare leaves where the job brings its own trainer: data are not looked into."""
+
+    parameters: int
+    """Parameters of the base model."""
+
+    architecture: str
+    """Class of the model in transformers."""
+
+    model_revision: str | None = None
+    """Commit of an `hf://` model."""
+
+    dataset_revision: str | None = None
+    """Commit of an `hf://` dataset."""
+
+    files: int
+    """Files of the dataset."""
+
+    bytes: int
+    """Their size."""
+
+
 class TrainFacts(ApiModel):
     """What rank 0 leaves when training is done."""
 
@@ -274,6 +296,7 @@ class Outcome(ApiModel):
     """The termination message of a stage's container: exactly one field is set."""
 
     prepare: PrepareFacts | None = None
+    fetch: FetchFacts | None = None
     train: TrainFacts | None = None
     export: ExportFacts | None = None
     failure: Failure | None = None

@@ -135,6 +135,10 @@ class ProfileLimits(ApiModel):
     """Run Python code that comes with a model (`auto_map` in its `config.json`) in the pods of the
     job, with all that they may read and write. Off: such models are refused."""
 
+    own_trainer: bool = False
+    """Jobs may bring their own image, command and environment (`spec.trainer`). Off: they fail at
+    once."""
+
 
 class Price(ApiModel):
     """What a GPU costs, for the estimates in the status; nobody is charged by it."""

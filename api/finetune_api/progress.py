@@ -2,7 +2,8 @@
 
 `POST` of `{"trainerStatus": {...}}` with a bearer token; Hugging Face's `KubeflowCallback`
 (transformers >= 5.4) speaks it too. Metrics are names and values as text; the names below are
-those of that callback plus our own.
+those of that callback plus our own. What else a sender names (TRL alone has dozens) is its own
+business: it is read past, and nothing of it is kept.
 """
 
 from __future__ import annotations
@@ -40,6 +41,26 @@ CHECKPOINT_SECONDS = "checkpoint_seconds"
 CHECKPOINT_STALLED_SECONDS = "checkpoint_stalled_seconds"
 ACTIVITY = "activity"
 
+MAX_WHOLE = 2**53 - 1
+"""Largest whole number that every reader of JSON takes for the same."""
+BOUNDS: dict[str, tuple[float, float]] = {
+    CURRENT_STEP: (0, MAX_WHOLE),
+    TOTAL_STEPS: (0, MAX_WHOLE),
+    CURRENT_EPOCH: (0, 1e6),
+    LOSS: (-1e9, 1e9),
+    EVAL_LOSS: (-1e9, 1e9),
+    LEARNING_RATE: (0, 1e6),
+    GRAD_NORM: (0, 1e30),
+    TOKENS_PER_SECOND: (0, 1e15),
+    STALLED_SECONDS: (0, 1e9),
+    SAVE_SECONDS: (0, 1e6),
+    CHECKPOINT_STEP: (0, MAX_WHOLE),
+    CHECKPOINT_SECONDS: (0, 1e6),
+    CHECKPOINT_STALLED_SECONDS: (0, 1e6),
+}
+"""The numbers that are taken, and what they can be."""
+WHOLE = (CURRENT_STEP, TOTAL_STEPS, CHECKPOINT_STEP)
+
 
 def status_path(namespace: str, name: str) -> str:
     """Path of a job's progress endpoint."""
@@ -54,8 +75,8 @@ def audience(namespace: str, name: str) -> str:
 class Metric(ApiModel):
     """One number, as text."""
 
-    name: Annotated[str, StringConstraints(min_length=1, max_length=64)]
-    value: Annotated[str, StringConstraints(max_length=64)]
+    name: Annotated[str, StringConstraints(min_length=1, max_length=256)]
+    value: Annotated[str, StringConstraints(max_length=256)]
 
 
 class TrainerStatus(ApiModel):
@@ -68,20 +89,45 @@ class TrainerStatus(ApiModel):
     metrics: Annotated[list[Metric], Field(max_length=256)] | None = None
     last_updated_time: Annotated[str, StringConstraints(max_length=64)] | None = None
 
-    def number(self, name: str) -> float | None:
-        """The finite number reported under `name`; None where there is none."""
+    def problem(self) -> str | None:
+        """What is wrong with a metric whose name is ours, in a sentence; None: nothing."""
+        known: set[str] = set()
         for metric in self.metrics or []:
-            if metric.name == name:
-                try:
-                    value = float(metric.value)
-                except ValueError:
-                    return None
-                return value if math.isfinite(value) else None
+            if metric.name not in BOUNDS and metric.name != ACTIVITY:
+                continue
+            if metric.name in known:
+                return f"{metric.name} is there twice"
+            known.add(metric.name)
+            wrong = _wrong(metric)
+            if wrong is not None:
+                return f"{metric.name} {wrong}"
         return None
+
+    def number(self, name: str) -> float | None:
+        """The number reported under `name`, of a report without a `problem`; None: none."""
+        text = self.text(name)
+        return None if text is None else float(text)
 
     def text(self, name: str) -> str | None:
         """The text reported under `name`."""
         return next((m.value for m in self.metrics or [] if m.name == name), None)
+
+
+def _wrong(metric: Metric) -> str | None:
+    if metric.name == ACTIVITY:
+        return None if metric.value in ACTIVITIES else f"is none of {', '.join(ACTIVITIES)}"
+    try:
+        value = float(metric.value)
+    except ValueError:
+        return "is not a number"
+    if not math.isfinite(value):
+        return "is not finite"
+    low, high = BOUNDS[metric.name]
+    if not low <= value <= high:
+        return f"is not between {low:g} and {high:g}"
+    if metric.name in WHOLE and value != int(value):
+        return "is not a whole number"
+    return None
 
 
 class ProgressBody(ApiModel):

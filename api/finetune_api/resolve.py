@@ -100,6 +100,7 @@ def run_config(namespace: str, name: str, uid: str, snapshot: Snapshot, paths: P
         output_dir=output_dir,
         allow_remote_code=profile.limits.remote_code,
         merge=spec.output.merge if spec.output else False,
+        own_trainer=spec.trainer is not None,
     )
 
 

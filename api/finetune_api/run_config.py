@@ -35,6 +35,16 @@ WORK_STACKS = "stacks"
 WORK_OUTPUT = "output"
 """In the work directory: the artefact, where the job names no other place."""
 
+WORK_DATASET = "dataset"
+"""In the work directory: the files of the dataset as they are; for a job's own trainer only."""
+
+ENV_MODEL_DIR = "FINETUNE_MODEL_DIR"
+ENV_DATASET_DIR = "FINETUNE_DATASET_DIR"
+ENV_RESULT_DIR = "FINETUNE_RESULT_DIR"
+ENV_CHECKPOINT_DIR = "FINETUNE_CHECKPOINT_DIR"
+"""Variables with what a job's own trainer reads, leaves, and may go on from."""
+ENV_RUN = "FINETUNE_RUN"
+"""Variable with the path of `run.json`, for a job's own trainer."""
 ENV_ATTEMPT = "FINETUNE_ATTEMPT"
 """Variable with the number of the attempt, counted from 0."""
 ENV_HEARTBEAT = "FINETUNE_HEARTBEAT"
@@ -184,6 +194,9 @@ class RunConfig(ApiModel):
     allow_remote_code: bool = False
     """The platform permits to run Python code that comes with the model."""
     merge: bool
+    own_trainer: bool = False
+    """The job brings its own script (`spec.trainer`): prepare fetches only, export takes what it
+    finds in the result."""
 
     @property
     def highest_stage(self) -> Literal[2, 3]:

@@ -25,6 +25,8 @@ class Refused:
 
     reason: str
     message: str
+    final: bool = False
+    """The job fails; else it waits until something changes."""
 
 
 def choose_profile(
@@ -83,6 +85,13 @@ def check(spec: FineTuneJobSpec, profile_name: str, profile: FineTuneProfileSpec
             "ExceedsProfile",
             f"spec.workers.numNodes is {nodes}; profile {profile_name!r} allows at most {limit}",
         )
+    if spec.trainer is not None and not profile.limits.own_trainer:
+        return Refused(
+            "OwnTrainerForbidden",
+            f"spec.trainer: profile {profile_name!r} lets no job bring its own trainer "
+            "(spec.limits.ownTrainer is false); remove it, or use a profile that allows it",
+            final=True,
+        )
     gpus = profile.node.gpus_per_node
     if gpus and procs > gpus:
         return Refused(
@@ -90,6 +99,8 @@ def check(spec: FineTuneJobSpec, profile_name: str, profile: FineTuneProfileSpec
             f"spec.workers.numProcPerNode is {procs}; a node of profile {profile_name!r} has "
             f"{gpus} GPUs",
         )
+    if spec.trainer is not None:
+        return None  # how its batches are shared is its own business
     batch, world = spec.training.global_batch_size, nodes * procs
     if batch % world:
         lower, upper = batch // world * world, (batch // world + 1) * world

@@ -90,6 +90,16 @@ class Progress(ApiModel):
     eta_seconds: Count | None = None
     """Estimated seconds until training ends."""
 
+    seconds_per_step: Annotated[float, Field(ge=0, le=1_000_000_000)] | None = None
+    """Mean seconds from one optimizer step to the next in this attempt, by when they were reported;
+    until two were, those of the attempt before."""
+
+    first_step: Count | None = None
+    """The first step above 0 that this attempt has reported ..."""
+
+    first_step_time: Time | None = None
+    """... and when."""
+
     loss: float | None = None
     """Training loss of the last logged step."""
 
@@ -132,7 +142,8 @@ class Progress(ApiModel):
     long."""
 
     last_update_time: Time
-    """When this was written."""
+    """When the last report came that is in here. It is written every 30 seconds, and at once when
+    the activity changes."""
 
     history: Annotated[list[HistoryPoint], Field(max_length=MAX_HISTORY)] = []
     """At most 50 points of the loss curve, evenly thinned."""
@@ -225,6 +236,18 @@ class Resolved(ApiModel):
 
     model_revision: ShortText | None = None
     """Commit of an `hf://` model."""
+
+    dataset_revision: ShortText | None = None
+    """Commit of an `hf://` dataset."""
+
+    long_examples: ShortText | None = None
+    """What happens to examples that are longer than the sequence length."""
+
+    checkpoint_minutes: Count | None = None
+    """Minutes from one checkpoint to the next, where they are saved by time."""
+
+    output_uri: ShortText | None = None
+    """Where the result goes."""
 
     parameters: Count | None = None
     """Parameters of the base model."""

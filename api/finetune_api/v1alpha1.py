@@ -20,6 +20,7 @@ from finetune_api.lifecycle import (
     TtlSecondsAfterFinished,
 )
 from finetune_api.method import Method, Training, Workers, Zero
+from finetune_api.own_trainer import OwnTrainer
 from finetune_api.sources import DatasetSource, ModelSource, ObjectName, Output
 from finetune_api.status import FineTuneJobStatus
 
@@ -33,7 +34,8 @@ class FineTuneJobSpec(ApiModel):
     model_config = ConfigDict(
         json_schema_extra=rules(
             rule(
-                "!has(self.workers) || type(self.workers.numProcPerNode) == string"
+                "has(self.trainer) || !has(self.workers)"
+                " || type(self.workers.numProcPerNode) == string"
                 " || !has(self.training) || self.training.globalBatchSize %"
                 " (self.workers.numNodes * int(self.workers.numProcPerNode)) == 0",
                 "spec.training.globalBatchSize must be a multiple of spec.workers.numNodes x "
@@ -45,6 +47,13 @@ class FineTuneJobSpec(ApiModel):
                 " || !has(self.method) || self.method.tuning != 'Full'",
                 "spec.output.merge is only for spec.method.tuning: LoRA or QLoRA; remove it, a "
                 "fully tuned model is written whole anyway",
+                ".output.merge",
+            ),
+            rule(
+                "!has(self.trainer) || !has(self.output) || !has(self.output.merge)"
+                " || !self.output.merge",
+                "spec.output.merge is for the built-in training; with spec.trainer, leave the "
+                "merged model in $FINETUNE_RESULT_DIR and remove it",
                 ".output.merge",
             ),
             rule(
@@ -100,6 +109,10 @@ class FineTuneJobSpec(ApiModel):
 
     training: Training = Training()
     """The optimisation."""
+
+    trainer: OwnTrainer | None = None
+    """Your own script in place of the built-in training. What `method`, `training`, `zero`,
+    `evaluation`, `checkpoints` and `hangPolicy` say is then only passed on, in `run.json`."""
 
     workers: Workers = Workers()
     """How many pods and processes train."""

@@ -107,7 +107,7 @@ class Cluster(KubeApi):
         """Whether a pod belongs to the FineTuneJob `uid` by way of a Kubernetes Job: labels can be
         forged by whoever may create pods, the chain of owners is checked by name and uid."""
         for owner in pod["metadata"].get("ownerReferences") or []:
-            if owner.get("kind") != "Job":
+            if owner.get("kind") != "Job" or not owner.get("controller"):
                 continue
             job = await self._get(_path("batch/v1", "Job", namespace, owner["name"]))
             if job is None or job["metadata"]["uid"] != owner["uid"]:
@@ -173,13 +173,17 @@ class Cluster(KubeApi):
         owner: str,
         version: int | None = None,
         permit: Permit | None = None,
+        uid: str | None = None,
     ) -> Json:
         """Server-side apply of (a part of) a FineTuneJob's status; returns the job as it is then.
-        `ApiError` 404: it is gone; 409: it is not at this resource version any more."""
+        `ApiError` 404: it is gone; 409: it is not at this resource version any more, or is another
+        one under its name."""
         path = _path(API_VERSION, "FineTuneJob", namespace, name)
         metadata = {"name": name, "namespace": namespace}
         if version is not None:
             metadata["resourceVersion"] = str(version)
+        if uid is not None:
+            metadata["uid"] = uid
         body = {
             "apiVersion": API_VERSION,
             "kind": "FineTuneJob",
@@ -190,12 +194,12 @@ class Cluster(KubeApi):
         return await self._request("PATCH", f"{path}/status", query, body, APPLY, permit)
 
     async def report_progress(
-        self, namespace: str, name: str, status: Mapping[str, Any], version: int
+        self, namespace: str, name: str, status: Mapping[str, Any], version: int, uid: str
     ) -> Json:
         """`apply_status` of a trainer's progress and what follows from it, which a standby may do
         as well: the version makes sure that it overwrites nothing which it has not seen."""
         owner, permit = names.PROGRESS_FIELD_OWNER, self._for_anybody
-        return await self.apply_status(namespace, name, status, owner, version, permit)
+        return await self.apply_status(namespace, name, status, owner, version, permit, uid)
 
     async def post_event(self, event: Json) -> None:
         """Create an Event; the same one twice is one."""

@@ -64,12 +64,12 @@ def conditions(
     Args:
         message: The phase in a sentence.
     """
-    waiting = decision.refused if isinstance(decision, Wait | Hold) else None
+    waiting = decision.refused if isinstance(decision, Wait | Hold | Fail) else None
     failure = decision.failure if isinstance(decision, Fail | Restart) else None
     final = isinstance(decision, Fail)
     succeeded = isinstance(decision, Succeed)
-    prepared = is_done(old, "Prepared") or evidence.prepare is not None
-    trained = is_done(old, "Trained") or evidence.train is not None
+    prepared = is_done(old, "Prepared") or bool(evidence.prepare or evidence.fetched)
+    trained = is_done(old, "Trained") or bool(evidence.train or evidence.ran)
     stage = failure.stage if failure else None
 
     def state(done: bool, name: str, verb: str) -> tuple[Truth, str, str]:
@@ -77,6 +77,8 @@ def conditions(
             return "True", f"{verb}", f"{name} is done"
         if failure is not None and stage == name:
             return "False", failure.failure_class, failure.message
+        if final:
+            return "False", "NotReached", f"the job has failed before {name} was done"
         return "False", "NotYet", f"{name} is not done"
 
     wanted: list[tuple[str, Truth, str, str]] = [
@@ -88,6 +90,8 @@ def conditions(
         ("Exported", *state(succeeded, "export", "Exported")),
         ("Complete", "True", "Succeeded", "the result is written and checked")
         if succeeded
+        else ("Complete", "False", "HasFailed", "the job has failed: see the condition Failed")
+        if final
         else ("Complete", "False", "NotYet", "the job is not done"),
         ("Failed", "True", failure.failure_class, failure.message)
         if failure and final

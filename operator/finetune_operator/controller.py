@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from finetune_api.base import API_VERSION
 from finetune_api.profile import FineTuneProfileSpec
 from finetune_api.status import TERMINAL_PHASES, FineTuneJobStatus
-from finetune_operator import names
+from finetune_operator import logs, names
 from finetune_operator.cluster import ApiError, Cluster, Json, NotOursError
 from finetune_operator.conditions import is_older
 from finetune_operator.events import Event
@@ -23,6 +23,7 @@ from finetune_operator.observe import Observed, observe
 from finetune_operator.queue import WorkQueue
 from finetune_operator.reconcile import Job, Step, World, finished_step, parse_job, step
 from finetune_operator.settings import Settings
+from finetune_operator.told import Told
 from finetune_operator.waiting import questions
 
 Key = tuple[str, str]
@@ -52,28 +53,32 @@ class Controller:
         self.queue: WorkQueue[Key] = WorkQueue(time.monotonic)
         self._ca_cert = ca_cert
         self.listening_since = self._now()
+        self.told = Told()
 
     async def reconcile(self, key: Key) -> float | None:
         """One pass; returns the seconds after which to look again."""
+        with logs.about(key):
+            return await self._reconcile(key)
+
+    async def _reconcile(self, key: Key) -> float | None:
         started = time.monotonic()
         try:
             return await self._pass(key)
         except LeaseLostError as error:
-            logger.warning("%s", error, extra={"job": "/".join(key)})
+            logger.warning("%s", error, extra={"reason": "LeaseLost"})
             return None  # this process ends
         except ApiError as error:
             if error.code == 409:
-                logger.info("changed meanwhile, to be read again", extra={"job": "/".join(key)})
+                logger.info("changed meanwhile, to be read again", extra={"reason": "Conflict"})
                 raise
-            logger.warning(
-                "pass failed, will be tried again: %s", error, extra={"job": "/".join(key)}
-            )
+            again = "pass failed, will be tried again: %s"
+            logger.warning(again, error, extra={"reason": "PassFailed"})
             self.metrics.reconcile_errors.inc()
             if error.retry_after is not None:
                 return error.retry_after
             raise
         except Exception:
-            logger.exception("pass failed, will be tried again", extra={"job": "/".join(key)})
+            logger.exception("pass failed, will be tried again", extra={"reason": "PassFailed"})
             self.metrics.reconcile_errors.inc()
             raise
         finally:
@@ -85,8 +90,10 @@ class Controller:
             # Kubernetes removes the children by their owner references; nothing is left to do.
             self.metrics.forget(key)
             self.queue.forget(key)
+            self.told.forget(key)
             return None
         job = parse_job(body)
+        logs.of_attempt(job.status.attempt)
         self.metrics.see(key, job.status, job.version)
         if is_over(job):  # the children do not matter: saves four reads
             return await self._clean_up(job)
@@ -114,7 +121,7 @@ class Controller:
         done = finished_step(job, self._now())
         await self._report(job, done)
         if done.delete:
-            logger.info("%s", done.events[0].message, extra={"job": job.key})
+            logger.info("%s", done.events[0].message, extra={"reason": done.events[0].reason})
             await self.cluster.delete_job(job.namespace, job.name, job.uid, job.version)
         return done.requeue_after
 
@@ -162,7 +169,7 @@ class Controller:
                 told = event_manifest(job, done.status or job.status, event, self._now())
                 await self.cluster.post_event(told)
             except ApiError as error:  # a lost Event is not worth failing the pass
-                logger.warning("event not written: %s", error, extra={"job": job.key})
+                logger.warning("event not written: %s", error, extra={"reason": "EventLost"})
 
     async def _write(self, job: Job, part: Json, owner: str) -> Job:
         """Only onto the version that the decision was made on; returns the job as it is then."""
@@ -199,15 +206,23 @@ def parse_profiles(bodies: list[Json]) -> Mapping[str, FineTuneProfileSpec]:
         try:
             found[name] = FineTuneProfileSpec.parse(body.get("spec") or {})
         except ValidationError as error:
-            logger.warning("FineTuneProfile %s is not usable: %s", name, error)
+            text = "FineTuneProfile %s is not usable: %s"
+            logger.warning(text, name, error, extra={"reason": "InvalidProfile"})
     return found
 
 
 def log_change(job: Job, new: FineTuneJobStatus) -> None:
     """One line for every change of phase or message."""
     if (new.phase, new.message) != (job.status.phase, job.status.message):
-        extra = {"job": job.key, "attempt": new.attempt}
-        logger.info("%s: %s", new.phase, new.message, extra=extra)
+        logs.of_attempt(new.attempt)
+        logger.info("%s: %s", new.phase, new.message, extra={"reason": reason_of(new)})
+
+
+def reason_of(status: FineTuneJobStatus) -> str:
+    """Why a job is in its phase, in the word of the condition that says it."""
+    reasons = {c.type: c.reason for c in status.conditions}
+    of_phase = {"Failed": "Failed", "Succeeded": "Complete"}
+    return reasons.get(of_phase.get(status.phase or "", "Waiting"), status.phase or "Pending")
 
 
 def event_manifest(job: Job, status: FineTuneJobStatus, event: Event, time_: str) -> Json:

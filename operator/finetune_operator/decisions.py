@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from finetune_api.outcome import ExportFacts, PrepareFacts, TrainFacts
+from finetune_api.outcome import ExportFacts, FetchFacts, PrepareFacts, TrainFacts
 from finetune_api.snapshot import Refused
 from finetune_api.status import LastFailure, Restarts
 from finetune_operator.observe import StageFacts
@@ -94,6 +94,8 @@ class Fail:
     """Where they have changed."""
     stop: StageFacts | None = None
     """A stage that still runs."""
+    refused: Refused | None = None
+    """Why it may not even start."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +115,19 @@ class Evidence:
     """What the stages left, as far as it is still to be seen."""
 
     prepare: PrepareFacts | None = None
+    fetched: FetchFacts | None = None
+    """In place of `prepare`, where the job brings its own trainer ..."""
     train: TrainFacts | None = None
+    ran: bool = False
+    """... and in place of `train`: every pod of it has ended without an error."""
 
 
 Decision = Wait | Begin | Start | Watch | Hold | Resume | Restart | Renew | Succeed | Fail
+
+
+def refusal(refused: Refused, now: str) -> Wait | Fail:
+    """A job that its profile does not take waits for another profile, or fails."""
+    if not refused.final:
+        return Wait(refused=refused)
+    failure = LastFailure(failure_class="Configuration", message=refused.message, time=now)
+    return Fail(failure=failure, refused=refused)

@@ -55,7 +55,7 @@ class Election:
         while not await self._turn():
             pause = lease.seconds_until_free(self._seen, self._settings.identity, self._clock())
             await self._sleep(min(max(pause, 0.1), LOOK_SECONDS))
-        logger.info("leads, as %s", self._settings.identity)
+        logger.info("leads, as %s", self._settings.identity, extra={"reason": "Leads"})
 
     async def hold(self) -> None:
         """Renews the Lease for ever; raises `LeaseLostError` when it is lost, or cannot be renewed
@@ -79,9 +79,10 @@ class Election:
                 return
             body = lease.released(name, namespace, self._seen, self._clock().wall)
             await self._cluster.lease("PUT", namespace, name, body, self.round_seconds)
-            logger.info("the lease is released")
+            logger.info("the lease is released", extra={"reason": "LeaseReleased"})
         except ApiError as error:  # it expires by itself
-            logger.warning("the lease was not released: %s", error)
+            text = "the lease was not released: %s"
+            logger.warning(text, error, extra={"reason": "LeaseKept"})
 
     async def _turn(self) -> bool:
         """Look at the Lease and take or renew it; says whether it is ours now."""
@@ -91,7 +92,8 @@ class Election:
         except ApiError as error:
             # 409: another one was faster, or our own last write was taken and its answer lost.
             level = logging.DEBUG if error.code == 409 else logging.WARNING
-            logger.log(level, "the lease was not taken or renewed: %s", error)
+            text = "the lease was not taken or renewed: %s"
+            logger.log(level, text, error, extra={"reason": "LeaseFailed"})
             return False
 
     async def _look_and_take(self) -> bool:

@@ -10,6 +10,7 @@ from finetune_operator.observe import PodFacts, StageFacts, seconds
 
 KILLED_CODES = range(129, 160)
 """Exit codes of a process that died of a signal."""
+TERM = 143
 LOG_TAIL_LINES = 20
 EFFECTS = ("PeerLost", "Stopped")
 """Failure classes that follow from what happened elsewhere."""
@@ -24,7 +25,13 @@ def explain(stage: StageFacts, now: str, processes_per_pod: int = 1) -> LastFail
     failed = [pod for pod in stage.pods if pod.phase == "Failed" or pod.deleted]
     if not failed:
         return _nothing_left(stage, now)
-    pod = min(failed, key=lambda p: (_is_cascade(p), _failed_at(p, now), not p.unhealthy))
+    killed = min((_failed_at(p, now) for p in failed if _was_killed(p)), default=float("inf"))
+
+    def order(pod: PodFacts) -> tuple[bool, float, bool, bool]:
+        first = _failed_at(pod, now)
+        return _is_cascade(pod, killed, now), first, not pod.unhealthy, pod.deleted
+
+    pod = min(failed, key=order)
     failure = pod.outcome.failure if pod.outcome else None
     rank = None
     if stage.stage == "train":
@@ -52,12 +59,25 @@ def _was_ended(pod: PodFacts) -> bool:
     return pod.unhealthy or pod.reason == "OOMKilled"
 
 
-def _is_cascade(pod: PodFacts) -> bool:
+def _was_killed(pod: PodFacts) -> bool:
+    """It did not end by itself, nor by the request that a Job's other pods get after a failure."""
+    return pod.reason == "OOMKilled" or (pod.exit_code in KILLED_CODES and pod.exit_code != TERM)
+
+
+def _is_cascade(pod: PodFacts, killed: float, now: str) -> bool:
+    """Whether it fell over another one.
+
+    Args:
+        killed: When the first of its stage was. Trainers other than ours do not say what they died
+            of: those that end in error then or later have lost a peer.
+    """
     failure = pod.outcome.failure if pod.outcome else None
     if _was_ended(pod):
         return False
     if failure is not None:
         return failure.failure_class in EFFECTS
+    if not _was_killed(pod) and pod.exit_code not in (None, 0, TERM):
+        return killed <= _failed_at(pod, now)
     return pod.exit_code is None and not pod.deleted
 
 

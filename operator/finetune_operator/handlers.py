@@ -60,9 +60,12 @@ def register(
         agent = f"{names.FIELD_OWNER}/{controller.settings.identity}"
         return None if found is None else listened_to(found, watches, agent)
 
+    told = controller.told
+
     @kopf.on.event(GROUP, VERSION, "finetunejobs", registry=registry)
     async def job_changed(type: str | None, body: kopf.Body, **_: Any) -> None:
-        changed("finetunejobs", type, body, body.metadata.name)
+        if told.news((body.metadata.namespace or "", body.metadata.name or ""), type, body):
+            changed("finetunejobs", type, body, body.metadata.name)
 
     @kopf.on.event("batch", "v1", "jobs", registry=registry)
     async def stage_changed(type: str | None, body: kopf.Body, **_: Any) -> None:

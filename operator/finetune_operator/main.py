@@ -70,7 +70,9 @@ class Replica:
         self.metrics.watch(self.watches.silence)
         self.metrics.hold("queue", lambda: self.controller.queue.held)
         self.metrics.hold("statuses", lambda: len(self.metrics.statuses()))
-        self.metrics.hold("tokens", lambda: self.endpoint.held)
+        self.metrics.hold("told", lambda: len(self.controller.told))
+        self.metrics.hold("tokens", lambda: self.endpoint.callers.held)
+        self.metrics.hold("reports", lambda: self.endpoint.intake.held)
 
     def take_signals(self) -> None:
         """SIGTERM and SIGINT ask to end in order."""
@@ -160,9 +162,9 @@ def _why(leading: asyncio.Task[Any]) -> int:
     error = leading.exception()
     expected = (LeaseLostError, handlers.WatchesEndedError)
     if error is not None and all(isinstance(e, expected) for e in _leaves(error)):
-        logger.error("this process ends: %s", next(_leaves(error)))
+        logger.error("this process ends: %s", next(_leaves(error)), extra={"reason": "Ends"})
     else:
-        logger.error("this process ends", exc_info=error)
+        logger.error("this process ends", exc_info=error, extra={"reason": "Ends"})
     return 1
 
 

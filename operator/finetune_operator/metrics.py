@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
 
-from finetune_api.status import FineTuneJobStatus
+from finetune_api.status import FineTuneJobStatus, Progress
 from finetune_operator.families import families
+from finetune_operator.observe import seconds
 
 Key = tuple[str, str]
 
@@ -77,6 +78,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._statuses: dict[Key, FineTuneJobStatus] = {}
         self._versions: dict[Key, int] = {}
+        self._reported: dict[Key, Progress] = {}
         self.reconcile_seconds = Histogram(
             *_named("finetune_reconcile_seconds"), registry=self.registry, buckets=RECONCILE_BUCKETS
         )
@@ -90,7 +92,7 @@ class Metrics:
         self._age = self._gauge("finetune_operator_queue_age_seconds")
         self._silence: Callable[[], Mapping[str, float]] = dict
         self.registry.register(_Own(lambda: self._silence()))
-        self.registry.register(_Statuses(self._statuses, clock))
+        self.registry.register(_Statuses(self.shown, clock))
 
     def lead(self) -> None:
         """From now on this replica shows the jobs; what a standby knows is soon out of date."""
@@ -120,10 +122,30 @@ class Metrics:
         if version >= self._versions.get(key, 0):
             self._statuses[key], self._versions[key] = status, version
 
+    def seen(self, key: Key) -> tuple[FineTuneJobStatus, int] | None:
+        """The status that was seen last, and its resource version."""
+        status = self._statuses.get(key)
+        return None if status is None else (status, self._versions[key])
+
+    def report(self, key: Key, progress: Progress) -> None:
+        """The job has told this; its status has it a little later, or never if it is overtaken."""
+        if key in self._statuses:
+            self._reported[key] = progress
+
+    def shown(self) -> Mapping[Key, FineTuneJobStatus]:
+        """The statuses seen last, with what was reported since."""
+        found = dict(self._statuses)
+        for key, progress in self._reported.items():
+            before = found[key].progress
+            if before is None or _age(before) < _age(progress):
+                found[key] = found[key].model_copy(update={"progress": progress})
+        return found
+
     def forget(self, key: Key) -> None:
         """The job is gone."""
         self._statuses.pop(key, None)
         self._versions.pop(key, None)
+        self._reported.pop(key, None)
 
     def keep_only(self, keys: Iterable[Key]) -> None:
         """Forget every other job."""
@@ -145,16 +167,22 @@ def _named(name: str) -> tuple[str, str]:
     return name, _TEXTS[name].text
 
 
+def _age(progress: Progress) -> tuple[int, float]:
+    return progress.attempt, seconds(progress.last_update_time)
+
+
 class _Statuses:
     """A collector over the statuses, evaluated at each scrape."""
 
     def __init__(
-        self, statuses: Mapping[Key, FineTuneJobStatus], clock: Callable[[], float]
+        self,
+        statuses: Callable[[], Mapping[Key, FineTuneJobStatus]],
+        clock: Callable[[], float],
     ) -> None:
         self._statuses, self._clock = statuses, clock
 
     def collect(self) -> Iterable[Metric]:
-        return families(dict(self._statuses), self._clock())
+        return families(self._statuses(), self._clock())
 
 
 class _Own:

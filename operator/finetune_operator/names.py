@@ -41,6 +41,7 @@ MASTER_PORT = 29500
 RUN_DIR = "/etc/finetune/run"
 RUN_JSON = f"{RUN_DIR}/run.json"
 TOKEN_DIR = "/var/run/secrets/kubeflow/trainer"  # noqa: S105 (a path)
+FILES_DIR = "/etc/finetune/files"
 TMP_DIR = "/tmp"  # noqa: S108 (a volume of the pod's own)
 
 

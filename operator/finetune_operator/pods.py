@@ -8,7 +8,7 @@ from finetune_api import progress
 from finetune_api.names import MODULES, USER
 from finetune_api.resolve import claim_of
 from finetune_api.run_config import ENV_ATTEMPT, ENV_HEARTBEAT
-from finetune_operator import names
+from finetune_operator import names, own
 from finetune_operator.names import Stage
 from finetune_operator.observe import PROBE_FAILURES
 from finetune_operator.plan import Plan
@@ -65,12 +65,14 @@ def _not_on(nodes: tuple[str, ...]) -> Manifest:
 
 
 def _container(plan: Plan, stage: Stage, attempt: int, settings: Settings) -> Manifest:
-    probe = {"livenessProbe": _liveness()} if stage == "train" else {}
-    return probe | {
+    # Of another trainer nothing is known that a probe could look at.
+    probed = stage == "train" and not plan.run.own_trainer
+    command = {"command": ["python", "-m", MODULES[stage], names.RUN_JSON]}
+    return ({"livenessProbe": _liveness()} if probed else {}) | {
         "name": names.CONTAINER,
-        "image": plan.snapshot.image,
+        "image": own.image(plan, stage),
         "imagePullPolicy": settings.trainer_pull_policy,
-        "command": ["python", "-m", MODULES[stage], names.RUN_JSON],
+        **(own.command(plan, stage) or command),
         "env": _env(plan, stage, attempt, settings),
         "resources": _resources(plan, stage),
         "securityContext": {
@@ -106,6 +108,7 @@ def _env(plan: Plan, stage: Stage, attempt: int, settings: Settings) -> list[Man
         {"name": "MPLCONFIGDIR", "value": f"{names.TMP_DIR}/matplotlib"},
         {"name": "TRITON_CACHE_DIR", "value": f"{names.TMP_DIR}/triton"},
     ]
+    found += own.variables(plan, stage)
     if stage == "prepare":
         sources = (
             ("HF_TOKEN", spec.model),
@@ -213,6 +216,8 @@ def _volumes(plan: Plan, stage: Stage) -> list[Manifest]:
     for of, name in _config_maps(plan, stage).items():
         # Optional, so that prepare starts and says what is missing, instead of waiting for ever.
         found.append({"name": of, "configMap": {"name": name, "optional": True}})
+    if own.files(plan, stage) is not None:
+        found.append({"name": "files", "configMap": {"name": own.files(plan, stage)}})
     if stage == "train":
         shm = {"medium": "Memory", "sizeLimit": profile.node.shared_memory}
         found.append({"name": "shm", "emptyDir": shm})
@@ -239,6 +244,8 @@ def _mounts(plan: Plan, stage: Stage) -> list[Manifest]:
     for of in _config_maps(plan, stage):
         path = f"{names.CONFIGMAP_DIR}/{of}"
         found.append({"name": of, "mountPath": path, "readOnly": True})
+    if own.files(plan, stage) is not None:
+        found.append({"name": "files", "mountPath": names.FILES_DIR, "readOnly": True})
     if stage == "train":
         found.append({"name": "shm", "mountPath": "/dev/shm"})  # noqa: S108 (a volume of its own)
         found.append({"name": "progress", "mountPath": names.TOKEN_DIR, "readOnly": True})

@@ -27,6 +27,7 @@ from finetune_operator.decisions import (
     Succeed,
     Wait,
     Watch,
+    refusal,
 )
 from finetune_operator.explain import explain
 from finetune_operator.names import stage_job
@@ -98,7 +99,7 @@ def _go_on(
     if observed.taken is not None:
         return Wait(refused=_name_taken(observed.taken)), Evidence()
     if isinstance(plan, Refused):
-        return Wait(refused=plan), Evidence()
+        return refusal(plan, now), Evidence()
     if old.start_time is None and observed.snapshot is None:
         return Begin(), Evidence()
     begun = old.stages or observed.stages or is_done(old, "Prepared")
@@ -106,24 +107,26 @@ def _go_on(
         return Fail(failure=_settings_gone(plan.name, now)), Evidence()
 
     prepare = observed.stage("prepare")
-    facts = _outcome(prepare).prepare
+    facts, fetched = _outcome(prepare).prepare, _outcome(prepare).fetch
     if not is_done(old, "Prepared"):
         if prepare is None:
             return Start(stage="prepare"), Evidence()
         if prepare.state == "Active":
             return _watch(prepare, old), Evidence()
-        if prepare.state == "Failed" or facts is None:
+        if prepare.state == "Failed" or (facts is None and fetched is None):
             return Fail(failure=explain(prepare, now, plan.run.num_proc_per_node)), Evidence()
-    found = Evidence(prepare=facts)
+    found = Evidence(prepare=facts, fetched=fetched)
 
     train = _newest_attempt(plan.name, old, observed)
     trained = _outcome(train).train
     if not is_done(old, "Trained"):
         if train is None:
             return Start(stage="train"), found
-        if trained is None or not trained.complete or train.state != "Complete":
+        own = plan.run.own_trainer
+        if train.state != "Complete" or not (own or (trained and trained.complete)):
             return _training(plan, old, train, now), found
-    found = Evidence(prepare=facts, train=trained)
+        found = replace(found, ran=own)
+    found = replace(found, train=trained)
 
     export = observed.stage("export")
     if export is None:

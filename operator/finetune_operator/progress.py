@@ -1,85 +1,155 @@
-"""What becomes of a progress report: pure rules over the job's status and the report."""
+"""What becomes of a progress report: pure rules over the report and what was known before it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from finetune_api import progress as wire
 from finetune_api.progress import TrainerStatus
 from finetune_api.status import MAX_HISTORY, Activity, HistoryPoint, Progress
 from finetune_operator.observe import seconds
 
-MIN_SECONDS = 2.0
-"""Never write more often than this, but for a change of activity."""
-MAX_SECONDS = 30.0
-"""Write at least this often while reports come."""
+WRITE_SECONDS = 30.0
+"""From one write of numbers to the next, at least: however often a job reports."""
+
+Worth = Literal["Nothing", "Numbers", "Transition"]
+"""Of a write. A transition is what people and the next pass wait for; it is written at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """Why a report is not taken: an HTTP status and a sentence."""
+    """Why a report is not taken: an HTTP status, a sentence, and when to try again."""
 
     code: int
     message: str
+    retry_after: float | None = None
 
 
 def merge(
     old: Progress | None, report: TrainerStatus, attempt: int, now: str
-) -> Progress | Rejected | None:
-    """The progress to write; None: nothing worth a write yet."""
-    if old is not None and old.attempt != attempt:
-        old = None
-    step = _whole(report.number(wire.CURRENT_STEP))
-    if old is not None and old.step is not None and step is not None and step < old.step:
-        return Rejected(422, f"{wire.CURRENT_STEP} went back from {old.step} to {step}")
-    new = _progress(old, report, attempt, step, now)
-    return new if _worth_writing(old, new) else None
+) -> Progress | Rejected:
+    """What is known after this report.
+
+    Args:
+        old: What was known before, perhaps of an earlier attempt.
+    """
+    problem = report.problem()
+    if problem is not None:
+        return Rejected(422, problem)
+    mine = old if old is not None and old.attempt == attempt else None
+    step = _whole(report, wire.CURRENT_STEP)
+    if mine is not None and mine.step is not None and step is not None and step < mine.step:
+        return Rejected(422, f"{wire.CURRENT_STEP} went back from {mine.step} to {step}")
+    pace = old.seconds_per_step if old is not None else None
+    return _progress(mine, report, attempt, step, pace, now)
+
+
+def worth(written: Progress | None, new: Progress) -> Worth:
+    """What a write of `new` would tell that the last one did not."""
+    if written is None or written.attempt != new.attempt:
+        return "Transition"
+    if new.activity != written.activity or (new.percent == 100) != (written.percent == 100):
+        return "Transition"
+    if (new.stalled_seconds is None) != (written.stalled_seconds is None):
+        return "Transition"
+    passed = seconds(new.last_update_time) - seconds(written.last_update_time)
+    return "Numbers" if passed >= WRITE_SECONDS else "Nothing"
+
+
+def newer(one: Progress | None, other: Progress | None) -> Progress | None:
+    """The one that knows more; points of the loss curve that only the other has are added."""
+    if one is None or other is None:
+        return one or other
+    first, second = sorted((one, other), key=_age)
+    if first.attempt != second.attempt or not first.history:
+        return second
+    points = {point.step: point for point in (*first.history, *second.history)}
+    history = [points[step] for step in sorted(points)]
+    while len(history) > MAX_HISTORY:
+        history = _thinned(history)
+    return second if history == second.history else second.model_copy(update={"history": history})
+
+
+def _age(progress: Progress) -> tuple[int, int, float]:
+    return progress.attempt, progress.step or 0, seconds(progress.last_update_time)
 
 
 def _progress(
-    old: Progress | None, report: TrainerStatus, attempt: int, step: int | None, now: str
+    old: Progress | None,
+    report: TrainerStatus,
+    attempt: int,
+    step: int | None,
+    pace: float | None,
+    now: str,
 ) -> Progress:
     def number(name: str, before: float | None) -> float | None:
         value = report.number(name)
         return before if value is None else _short(value)
 
     before = old or Progress(attempt=attempt, last_update_time=now)
-    loss = number(wire.LOSS, before.loss)
-    percent = report.progress_percentage
-    stalled = _whole(report.number(wire.STALLED_SECONDS))
-    activity = report.text(wire.ACTIVITY)
+    total = _whole(report, wire.TOTAL_STEPS)
     new_step = before.step if step is None else step
+    new_total = before.total_steps if total is None else total
+    first, since = before.first_step, before.first_step_time
+    if first is None and new_step:
+        first, since = new_step, now
+    pace = _pace(first, since, new_step, now) or before.seconds_per_step or pace
     return Progress(
         attempt=attempt,
         step=new_step,
-        total_steps=_whole(number(wire.TOTAL_STEPS, before.total_steps)),
+        total_steps=new_total,
         epoch=number(wire.CURRENT_EPOCH, before.epoch),
-        percent=max(before.percent, before.percent if percent is None else percent),
+        percent=max(before.percent, report.progress_percentage or 0),
         step_time=before.step_time if new_step == before.step else now,
         **_checkpoint(before, report, now),
-        eta_seconds=report.estimated_remaining_seconds
-        if report.estimated_remaining_seconds is not None
-        else before.eta_seconds,
-        loss=loss,
+        eta_seconds=_eta(before, report, new_step, new_total, pace),
+        seconds_per_step=pace,
+        first_step=first,
+        first_step_time=since,
+        loss=number(wire.LOSS, before.loss),
         eval_loss=number(wire.EVAL_LOSS, before.eval_loss),
         learning_rate=number(wire.LEARNING_RATE, before.learning_rate),
         grad_norm=number(wire.GRAD_NORM, before.grad_norm),
         tokens_per_second=number(wire.TOKENS_PER_SECOND, before.tokens_per_second),
-        save_seconds=_seconds(number(wire.SAVE_SECONDS, before.save_seconds)),
-        activity=_activity(activity) or before.activity,
-        stalled_seconds=stalled,  # not from before: who gets on again does not name it
+        save_seconds=number(wire.SAVE_SECONDS, before.save_seconds),
+        activity=_activity(report) or before.activity,
+        # Not from before: who gets on again does not name it.
+        stalled_seconds=_whole(report, wire.STALLED_SECONDS),
         last_update_time=now,
         history=_history(before.history, new_step, report.number(wire.LOSS)),
     )
 
 
+def _pace(first: int | None, since: str | None, step: int | None, now: str) -> float | None:
+    """Measured seconds per step; None: not two steps yet."""
+    if first is None or since is None or step is None or step <= first:
+        return None
+    passed = seconds(now) - seconds(since)
+    return _short(passed / (step - first)) if passed >= 1 else None
+
+
+def _eta(
+    before: Progress, report: TrainerStatus, step: int | None, total: int | None, pace: float | None
+) -> int | None:
+    """Our own trainer knows its evaluations and the time of saving, and names its activity. Other
+    senders count all steps as theirs (transformers' `KubeflowCallback` divides the time since its
+    start by them), which is far too little after a resume: theirs only until we have measured."""
+    said = report.estimated_remaining_seconds
+    if said == 0 or report.text(wire.ACTIVITY) is not None or pace is None:
+        return before.eta_seconds if said is None else said
+    if step is None or total is None or report.progress_percentage == 100:
+        return before.eta_seconds if said is None else said
+    # A resumed run says where it is with its first step; until then nothing is known of the rest.
+    return round(pace * max(0, total - step)) if step else before.eta_seconds
+
+
 def _checkpoint(before: Progress, report: TrainerStatus, now: str) -> dict[str, Any]:
     """What is known of checkpoints; the time is that of the first report of one."""
-    step = _whole(report.number(wire.CHECKPOINT_STEP))
+    step = _whole(report, wire.CHECKPOINT_STEP)
     same = step is None or step == before.checkpoint_step
-    taken = _seconds(report.number(wire.CHECKPOINT_SECONDS))
-    stalled = _seconds(report.number(wire.CHECKPOINT_STALLED_SECONDS))
+    taken = report.number(wire.CHECKPOINT_SECONDS)
+    stalled = report.number(wire.CHECKPOINT_STALLED_SECONDS)
     known = before.checkpoint_stalled_seconds
     return {
         "checkpoint_step": before.checkpoint_step if same else step,
@@ -91,24 +161,9 @@ def _checkpoint(before: Progress, report: TrainerStatus, now: str) -> dict[str, 
     }
 
 
-def _worth_writing(old: Progress | None, new: Progress) -> bool:
-    if old is None or new.activity != old.activity:
-        return True
-    if (new.stalled_seconds is None) != (old.stalled_seconds is None):
-        return True
-    passed = seconds(new.last_update_time) - seconds(old.last_update_time)
-    if passed < MIN_SECONDS:
-        return False
-    return new.percent != old.percent or passed >= MAX_SECONDS
-
-
-def _whole(value: float | None) -> int | None:
-    return None if value is None or not 0 <= value < 2**53 else int(value)
-
-
-def _seconds(value: float | None) -> float | None:
-    """What the status takes; a number out of bounds is none of ours."""
-    return value if value is not None and 0 <= value <= 1e6 else None
+def _whole(report: TrainerStatus, name: str) -> int | None:
+    value = report.number(name)
+    return None if value is None else int(value)
 
 
 def _short(value: float) -> float:
@@ -116,8 +171,8 @@ def _short(value: float) -> float:
     return float(f"{value:.6g}")
 
 
-def _activity(text: str | None) -> Activity | None:
-    return text if text in wire.ACTIVITIES else None  # type: ignore[return-value]
+def _activity(report: TrainerStatus) -> Activity | None:
+    return report.text(wire.ACTIVITY)  # type: ignore[return-value]
 
 
 def _history(
@@ -127,4 +182,8 @@ def _history(
     if loss is None or step is None or (before and before[-1].step >= step):
         return before
     points = [*before, HistoryPoint(step=step, loss=round(loss, 6))]
-    return points[::-1][::2][::-1] if len(points) > MAX_HISTORY else points
+    return _thinned(points) if len(points) > MAX_HISTORY else points
+
+
+def _thinned(points: list[HistoryPoint]) -> list[HistoryPoint]:
+    return points[::-1][::2][::-1]

@@ -2,13 +2,27 @@
 
 A report is taken only from a pod of the job that its path names, of the job's current attempt,
 with a token made for that job alone. Trainer pods have no access to the API server.
+
+| refused with | what |
+|---|---|
+| 401 | no token, a forged or expired one, one for another audience (another job's) |
+| 403 | a valid token of a pod that is no training pod of this job |
+| 404 | there is no such job |
+| 408, 413 | a body that takes longer than 10 seconds, or is larger than 64 KiB |
+| 409 | an attempt that is over, or a job that is |
+| 422 | no trainer status; NaN, infinities, numbers out of bounds, steps that go backwards |
+| 429 | a pod that reports more than once a second, an address with invalid tokens: `Retry-After` |
+| 503 | not now: `Retry-After` |
+
+Metrics under names that are not ours (`finetune_api.progress`) are no error: every sender has some.
+They are read past, and nothing of them is kept.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
+import math
 import ssl
 import time
 from collections.abc import Callable
@@ -20,38 +34,36 @@ from pydantic import ValidationError
 
 from finetune_api import progress as wire
 from finetune_api.progress import ProgressBody
-from finetune_operator import names
-from finetune_operator.cluster import ApiError, Caller, Cluster
+from finetune_operator import logs
+from finetune_operator.callers import Callers
+from finetune_operator.cluster import Cluster
+from finetune_operator.intake import Intake
 from finetune_operator.lease import LeaseLostError
 from finetune_operator.metrics import Metrics
-from finetune_operator.progress import Rejected, merge
-from finetune_operator.reconcile import parse_job
-from finetune_operator.usage import reported
+from finetune_operator.progress import Rejected
 
 logger = logging.getLogger(__name__)
 
-CONFLICTS = 5
-"""How often a report is merged anew because the job has changed in between."""
-CONFLICT = Rejected(503, "the job has changed; report again")
-TOKEN_CACHE_SECONDS = 300.0
-TOKEN_CACHE_SIZE = 10_000
+BODY_SECONDS = 10.0
+"""For the body of a report to arrive."""
 SHUTDOWN_SECONDS = 5.0
 """For requests that are under way when the server stops."""
 
 
 class ProgressEndpoint:
-    """Checks, merges and writes progress reports."""
+    """What is between a request and the intake."""
 
-    def __init__(self, cluster: Cluster, metrics: Metrics, clock: Callable[[], str]) -> None:
-        self._cluster = cluster
+    def __init__(
+        self,
+        cluster: Cluster,
+        metrics: Metrics,
+        now: Callable[[], str],
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
         self._metrics = metrics
-        self._clock = clock
-        self._tokens: dict[str, tuple[float, Caller]] = {}
-
-    @property
-    def held(self) -> int:
-        """Tokens in memory."""
-        return len(self._tokens)
+        self.callers = Callers(cluster, clock, wall)
+        self.intake = Intake(cluster, self.callers, metrics, now, clock)
 
     async def handle(self, request: web.Request) -> web.Response:
         """`POST` of one report."""
@@ -60,90 +72,41 @@ class ProgressEndpoint:
             answer = await self._take(request, key)
         except web.HTTPRequestEntityTooLarge:
             answer = Rejected(413, f"the body is larger than {wire.MAX_BODY} bytes")
+        except TimeoutError:
+            answer = Rejected(408, f"the body did not arrive within {BODY_SECONDS:.0f} seconds")
         except LeaseLostError as error:
-            answer = Rejected(503, f"{error}; report again")
+            answer = Rejected(503, f"{error}; report again", 1)
         except Exception:
-            logger.exception("progress report not taken", extra={"job": "/".join(key)})
+            with logs.about(key):
+                logger.exception("report not taken", extra={"reason": "ReportFailed"})
             answer = Rejected(500, "internal error; report again")
         code = 200 if answer is None else answer.code
         self._metrics.progress_reports.labels(str(code)).inc()
         if answer is None:
             return web.Response(body=await request.read(), content_type="application/json")
-        return web.json_response(failure(answer), status=code)
+        return web.json_response(failure(answer), status=code, headers=_headers(answer))
 
     async def _take(self, request: web.Request, key: tuple[str, str]) -> Rejected | None:
-        caller = await self._caller(request, key)
+        authorization = request.headers.get("Authorization", "")
+        caller = await self.callers.identify(authorization, request.remote or "", key)
         if isinstance(caller, Rejected):
             return caller
+        async with asyncio.timeout(BODY_SECONDS):
+            data = await request.read()
         try:
-            body = ProgressBody.model_validate_json(await request.read())
+            body = ProgressBody.model_validate_json(data)
         except ValidationError as error:
             return Rejected(422, f"not a trainer status: {error.errors()[0]['msg']}")
-        for _ in range(CONFLICTS):
-            answer = await self._merge(caller, key, body)
-            if answer != CONFLICT:
-                return answer
-        return Rejected(503, "the job changes too often; report again")
+        return await self.intake.take(caller, key, body.trainer_status)
 
-    async def _merge(
-        self, caller: Caller, key: tuple[str, str], body: ProgressBody
-    ) -> Rejected | None:
-        """Read, merge, write what was read: whichever replica got the report, and whatever the
-        leader writes meanwhile, nothing is overwritten unseen."""
-        raw = await self._cluster.job(*key)
-        if raw is None:
-            return Rejected(404, f"there is no FineTuneJob {key[0]}/{key[1]}")
-        job = parse_job(raw)
-        attempt = await self._attempt(caller, key, job.uid)
-        if isinstance(attempt, Rejected):
-            return attempt
-        if job.status.phase in ("Succeeded", "Failed") or attempt < (job.status.attempt or 0):
-            return Rejected(409, "this attempt is over")
-        new = merge(job.status.progress, body.trainer_status, attempt, self._clock())
-        if isinstance(new, Rejected) or new is None:
-            return new
-        try:
-            part = reported(job.status, new)
-            now = parse_job(await self._cluster.report_progress(*key, part, job.version))
-        except ApiError as error:
-            if error.code == 409:
-                return CONFLICT
-            raise
-        if self._metrics.leads:
-            self._metrics.see(key, now.status, now.version)
-        return None
 
-    async def _caller(self, request: web.Request, key: tuple[str, str]) -> Caller | Rejected:
-        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not token:
-            return Rejected(401, "a bearer token is needed")
-        audience = wire.audience(*key)
-        digest = hashlib.sha256(f"{audience}\0{token}".encode()).hexdigest()
-        known = self._tokens.get(digest)
-        if known is not None and known[0] > time.monotonic():
-            return known[1]
-        caller = await self._cluster.review_token(token, audience)
-        if caller is None or caller.namespace != key[0]:
-            return Rejected(403, "the token is not valid for this job")
-        if len(self._tokens) >= TOKEN_CACHE_SIZE:
-            self._tokens.clear()
-        self._tokens[digest] = (time.monotonic() + TOKEN_CACHE_SECONDS, caller)
-        return caller
-
-    async def _attempt(self, caller: Caller, key: tuple[str, str], uid: str) -> int | Rejected:
-        """The attempt of the caller's pod, if it is a pod of this job."""
-        not_ours = Rejected(403, "the token does not belong to a training pod of this job")
-        if caller.pod is None:
-            return not_ours
-        pod = await self._cluster.pod(key[0], caller.pod)
-        if pod is None or pod["metadata"]["uid"] != caller.pod_uid:
-            return not_ours
-        labels = pod["metadata"].get("labels") or {}
-        if labels.get(names.LABEL_JOB) != key[1] or labels.get(names.LABEL_STAGE) != "train":
-            return not_ours
-        if not await self._cluster.owns(key[0], pod, uid):
-            return not_ours
-        return int(labels.get(names.LABEL_ATTEMPT, "0"))
+def _headers(rejected: Rejected) -> dict[str, str]:
+    found = {}
+    if rejected.code == 401:
+        found["WWW-Authenticate"] = 'Bearer error="invalid_token"'
+    if rejected.retry_after is not None:
+        found["Retry-After"] = str(math.ceil(rejected.retry_after))
+    return found
 
 
 def failure(rejected: Rejected) -> dict[str, object]:

@@ -242,6 +242,10 @@ def _last_progress(
 ) -> Progress | None:
     """Rank 0's last report may be lost on the way; its termination message is not."""
     facts, before = evidence.train, old.progress
+    if evidence.ran and before is not None and before.activity != "Done":
+        # It says how far it was; that it is done, its exit codes say.
+        done = {"percent": 100, "eta_seconds": 0, "activity": "Done", "stalled_seconds": None}
+        return before.model_copy(update=done | {"last_update_time": now})
     if facts is None or (before is not None and before.activity == "Done"):
         return None
     known: dict[str, Any] = {}

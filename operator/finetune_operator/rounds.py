@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from finetune_operator.cluster import Json
 from finetune_operator.controller import Controller, Key, is_over, now
+from finetune_operator.logs import about
 from finetune_operator.names import LABEL_JOB
 from finetune_operator.observe import observe, trim
 from finetune_operator.reconcile import Step, World, finished_step, parse_job, step
@@ -61,7 +62,8 @@ class Rounds:
                 await self.go()
                 pause, retry = self._controller.settings.resync_seconds, FIRST_RETRY
             except Exception:
-                logger.exception("round over all jobs failed, will be tried again")
+                text = "round over all jobs failed, will be tried again"
+                logger.exception(text, extra={"reason": "RoundFailed"})
                 pause, retry = retry, min(2 * retry, LAST_RETRY)
             self.tried.set()
             with contextlib.suppress(TimeoutError):
@@ -82,7 +84,9 @@ class Rounds:
         async with asyncio.TaskGroup() as tasks:
             for _ in range(READERS):
                 tasks.create_task(self._read(todo, of_job, of_pod, world))
-        logger.info("looked at %d jobs in %.1f s", len(bodies.items), time.monotonic() - started)
+        took = time.monotonic() - started
+        text, reason = "looked at %d jobs in %.1f s", {"reason": "RoundDone"}
+        logger.info(text, len(bodies.items), took, extra=reason)
         self._listed = {
             "finetunejobs": bodies.version,
             "jobs": jobs.version,
@@ -97,7 +101,8 @@ class Rounds:
             try:
                 await self._look(key, body, jobs.get(key, []), pods.get(key, []), world)
             except Exception:  # a pass of its own says what is wrong, and is tried again
-                logger.exception("left to a pass of its own", extra={"job": "/".join(key)})
+                with about(key):
+                    logger.exception("left to a pass of its own", extra={"reason": "RoundFailed"})
                 self._controller.queue.add(key)
 
     async def _look(

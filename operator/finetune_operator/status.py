@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from finetune_api.outcome import PrepareFacts, ResolvedTraining, TrainFacts
+from finetune_api.outcome import FetchFacts, PrepareFacts, ResolvedTraining, TrainFacts
 from finetune_api.run_config import RunConfig
 from finetune_api.snapshot import Refused
 from finetune_api.status import (
@@ -19,6 +19,7 @@ from finetune_api.status import (
     Restarts,
     StageTimes,
 )
+from finetune_operator import own
 from finetune_operator.conditions import conditions, is_older
 from finetune_operator.decisions import (
     Begin,
@@ -94,7 +95,7 @@ def reduce(
         phase_seconds=_phase_seconds(old, phase, now),
         phase_time=old.phase_time if phase == old.phase else now,
         usage=old.usage,
-        resolved=_resolved(old, plan, evidence.prepare),
+        resolved=_resolved(old, plan, evidence.prepare, evidence.fetched),
         dataset=_dataset(evidence.prepare) or old.dataset,
         output=_output(old, plan, decision, evidence.train),
         restarts=_restarts(old, decision),
@@ -204,10 +205,15 @@ def _stage_times(old: FineTuneJobStatus, observed: Observed) -> list[StageTimes]
 
 
 def _resolved(
-    old: FineTuneJobStatus, plan: Plan | Refused, facts: PrepareFacts | None
+    old: FineTuneJobStatus,
+    plan: Plan | Refused,
+    facts: PrepareFacts | None,
+    fetched: FetchFacts | None,
 ) -> Resolved | None:
     if isinstance(plan, Refused):
         return old.resolved
+    if plan.run.own_trainer:
+        return _resolved_own(old.resolved or Resolved(), plan, fetched)
     before = old.resolved or Resolved()
     run, starts = plan.run, plan.attempt is not None
     num_nodes = run.num_nodes if starts else before.num_nodes or run.num_nodes
@@ -226,10 +232,30 @@ def _resolved(
         grace_period_seconds=plan.grace_seconds if starts else before.grace_period_seconds,
         total_steps=facts.total_steps if facts else before.total_steps,
         model_revision=facts.model_revision if facts else before.model_revision,
+        dataset_revision=facts.dataset_revision if facts else before.dataset_revision,
+        long_examples=run.long_examples,
+        checkpoint_minutes=run.checkpoints.every_minutes,
+        output_uri=run.output_uri,
         parameters=facts.parameters if facts else before.parameters,
         shape=facts.shape if facts else before.shape,
         attention=facts.attention if facts else before.attention,
         max_restarts=plan.snapshot.spec.restart_policy.max_restarts,
+    )
+
+
+def _resolved_own(before: Resolved, plan: Plan, fetched: FetchFacts | None) -> Resolved:
+    """Of a job with its own trainer: how it trains is not ours to say."""
+    starts = plan.attempt is not None
+    return Resolved(
+        profile=plan.snapshot.profile_name,
+        image=own.image(plan, "train"),
+        num_nodes=plan.run.num_nodes if starts else before.num_nodes or plan.run.num_nodes,
+        num_proc_per_node=plan.run.num_proc_per_node,
+        grace_period_seconds=plan.grace_seconds if starts else before.grace_period_seconds,
+        model_revision=fetched.model_revision if fetched else before.model_revision,
+        dataset_revision=fetched.dataset_revision if fetched else before.dataset_revision,
+        output_uri=plan.run.output_uri,
+        parameters=fetched.parameters if fetched else before.parameters,
     )
 
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
+from finetune_api.snapshot import Refused
 from finetune_api.status import TERMINAL_PHASES, FineTuneJobStatus, Progress
 from finetune_api.usage import Kind, Usage
 from finetune_operator.conditions import is_done
@@ -20,7 +21,6 @@ from finetune_operator.decisions import Decision, Evidence, Fail, Hold, Renew, R
 from finetune_operator.holding import holding
 from finetune_operator.observe import Observed, PodFacts, StageFacts, seconds
 from finetune_operator.plan import Plan
-from finetune_operator.snapshot import Refused
 
 REASON_OF: dict[Kind, str] = {
     "StartUp": "start_up",

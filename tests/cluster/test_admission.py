@@ -53,6 +53,19 @@ def test_five_lines_are_enough(kube: Kube) -> None:
         {"spec.hangPolicy": {"action": "Report", "trainingSeconds": 300, "loadingSeconds": 900}},
         {"spec.hangPolicy": {"action": "Fail", "trainingSeconds": "Auto"}},
         {"spec.ttlSecondsAfterFinished": {"failed": 60}},
+        {"spec.trainer": {}, "spec.workers": {"numNodes": 3, "numProcPerNode": 1}},
+        {
+            "spec.trainer": {
+                "image": "example/mine:1",
+                "command": ["torchrun", "train.py"],
+                "args": ["--x"],
+                "env": [
+                    {"name": "STEPS", "value": ""},
+                    {"name": "KEY", "secretKeyRef": {"name": "keys", "key": "mine"}},
+                ],
+                "filesFrom": "my-script",
+            }
+        },
         {
             "spec.ttlSecondsAfterFinished": {"succeeded": 60, "failed": 60},
             "spec.output": {"uri": "pvc://models/docs"},
@@ -64,6 +77,40 @@ def test_what_people_write_is_accepted(kube: Kube, changes: Json) -> None:
 
 
 REFUSED: dict[str, tuple[Json, str, str]] = {
+    "a rendezvous variable": (
+        {"spec.trainer.env": [{"name": "PET_MASTER_ADDR", "value": "x"}]},
+        "spec.trainer.env",
+        "are set by the operator (rendezvous, paths, progress); remove the variable",
+    ),
+    "a variable of the operator": (
+        {"spec.trainer.env": [{"name": "FINETUNE_RESULT_DIR", "value": "x"}]},
+        "spec.trainer.env",
+        "are set by the operator (rendezvous, paths, progress); remove the variable",
+    ),
+    "a variable of the progress protocol": (
+        {"spec.trainer.env": [{"name": "KUBEFLOW_TRAINER_SERVER_URL", "value": "x"}]},
+        "spec.trainer.env",
+        "are set by the operator (rendezvous, paths, progress); remove the variable",
+    ),
+    "a variable with two values": (
+        {
+            "spec.trainer.env": [
+                {"name": "A", "value": "x", "secretKeyRef": {"name": "keys", "key": "mine"}}
+            ]
+        },
+        "spec.trainer.env",
+        "either a value or a secretKeyRef",
+    ),
+    "a variable without a value": (
+        {"spec.trainer.env": [{"name": "A"}]},
+        "spec.trainer.env",
+        "either a value or a secretKeyRef",
+    ),
+    "a merge of what another trainer leaves": (
+        {"spec.trainer": {}, "spec.output": {"uri": "pvc://models/docs", "merge": True}},
+        "spec.output.merge",
+        "leave the merged model in $FINETUNE_RESULT_DIR",
+    ),
     "zero nodes": (
         {"spec.workers.numNodes": 0},
         "spec.workers.numNodes",

@@ -14,12 +14,11 @@ from typing import Any
 
 import builders
 import pytest
-import requests
 from kube import GROUP, Kube, eventually
 from operator_process import Operator
+from played import Reporter, apply, phase, pods, report, running, to_training
 
 from finetune_api.outcome import Outcome
-from finetune_api.progress import audience, status_path
 from finetune_api.run_config import RunConfig
 from finetune_operator.cluster import connect
 
@@ -32,54 +31,6 @@ def namespace(kube: Kube) -> str:
     """A namespace of its own, where only restricted pods are let in."""
     restricted = {"pod-security.kubernetes.io/enforce": "restricted"}
     return kube.namespace(f"team-{next(COUNT)}", **restricted)
-
-
-def apply(kube: Kube, namespace: str, **spec: Any) -> None:
-    body = {
-        "apiVersion": "finetune-operator.io/v1alpha1",
-        "kind": "FineTuneJob",
-        "metadata": {"name": "docs"},
-        "spec": {
-            "model": {"uri": "hf://HuggingFaceTB/SmolLM2-135M-Instruct"},
-            "dataset": {"uri": "pvc://team-data/docs.jsonl"},
-            "workers": {"numNodes": 2},
-            **spec,
-        },
-    }
-    kube.create(f"{GROUP}/namespaces/{namespace}/finetunejobs", body)
-
-
-def pods(kube: Kube, namespace: str, job: str, count: int = 1) -> list[Json]:
-    """The pods of a stage, once the Job controller has made them."""
-
-    def found() -> list[Json] | None:
-        made = kube.pods(namespace, job)
-        return made if len(made) == count else None
-
-    made: list[Json] = eventually(f"{count} pods of {job}", found)
-    return made
-
-
-def phase(kube: Kube, namespace: str, wanted: str, seconds: float = 30) -> Json:
-    """The job, once it is in a phase."""
-
-    def reached() -> Json | None:
-        body = kube.job(namespace, "docs")
-        return body if body.get("status", {}).get("phase") == wanted else None
-
-    try:
-        body: Json = eventually(f"phase {wanted}", reached, seconds)
-    except AssertionError as error:
-        raise AssertionError(f"{error}; {kube.job(namespace, 'docs').get('status')}") from None
-    return body
-
-
-def to_training(kube: Kube, namespace: str) -> list[Json]:
-    """Play prepare; the two training pods."""
-    (prepare,) = pods(kube, namespace, "docs-prepare")
-    kube.run(prepare)
-    kube.end(prepare, 0, builders.OUTCOMES["prepare"].to_message())
-    return pods(kube, namespace, "docs-train-0", 2)
 
 
 def event_reasons(kube: Kube, namespace: str) -> list[str]:
@@ -104,6 +55,9 @@ def test_a_job_goes_from_apply_to_succeeded(kube: Kube, operator: Operator, name
         "gradientCheckpointing": False,
         "totalSteps": 40,
         "modelRevision": "abc123",
+        "longExamples": "Truncate",
+        "checkpointMinutes": 15,
+        "outputUri": "pvc://docs-work/output",
         "parameters": 134_515_008,
         "gracePeriodSeconds": 600,
         "maxRestarts": 3,
@@ -483,55 +437,10 @@ def test_an_immutable_object_stays_as_it_was_made(
     assert found["data"] == {"run.json": "1"}
 
 
-class Reporter:
-    """A training pod's way to report: a token that the API server made for that pod and job."""
-
-    def __init__(self, kube: Kube, operator: Operator, namespace: str, pod: Json) -> None:
-        self._kube, self._operator, self._namespace = kube, operator, namespace
-        self.token = self.make_token(audience(namespace, "docs"), pod)
-
-    def make_token(self, wanted: str, pod: Json) -> str:
-        bound = {"kind": "Pod", "apiVersion": "v1", "name": pod["metadata"]["name"]}
-        bound["uid"] = pod["metadata"]["uid"]
-        account = f"/api/v1/namespaces/{self._namespace}/serviceaccounts/default"
-        spec = {"audiences": [wanted], "boundObjectRef": bound}
-        body = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec}
-        token: str = self._kube.create(f"{account}/token", body)["status"]["token"]
-        return token
-
-    def post(self, body: Any, token: str | None = None, job: str = "docs") -> tuple[int, str]:
-        url = f"https://127.0.0.1:{self._operator.progress_port}"
-        answer = requests.post(
-            url + status_path(self._namespace, job),
-            data=body if isinstance(body, bytes) else None,
-            json=None if isinstance(body, bytes) else body,
-            headers={"Authorization": f"Bearer {token or self.token}"},
-            verify=str(self._operator.ca),
-            timeout=10,
-        )
-        found = answer.json()
-        return answer.status_code, found.get("message", "")
-
-
-def report(percent: int, step: int, loss: float = 2.5) -> Json:
-    metrics = {"current_step": step, "total_steps": 40, "loss": loss, "tokens_per_second": 500}
-    return {
-        "trainerStatus": {
-            "progressPercentage": percent,
-            "estimatedRemainingSeconds": 60,
-            "metrics": [{"name": k, "value": str(v)} for k, v in metrics.items()],
-        }
-    }
-
-
 @pytest.fixture
 def reporter(kube: Kube, operator: Operator, namespace: str) -> Reporter:
     apply(kube, namespace)
-    workers = to_training(kube, namespace)
-    for worker in workers:
-        kube.run(worker)
-    phase(kube, namespace, "Running")
-    return Reporter(kube, operator, namespace, workers[0])
+    return Reporter(kube, operator, namespace, running(kube, namespace)[0])
 
 
 def test_a_report_moves_the_status_the_columns_and_the_metrics(
@@ -539,8 +448,8 @@ def test_a_report_moves_the_status_the_columns_and_the_metrics(
 ) -> None:
     assert reporter.post(report(25, 10)) == (200, "")
     progress = kube.job(namespace, "docs")["status"]["progress"]
-    assert progress.pop("lastUpdateTime")
-    assert progress.pop("stepTime")
+    told = progress.pop("lastUpdateTime")
+    assert [progress.pop(name) for name in ("firstStepTime", "stepTime")] == [told, told]
     assert progress == {
         "attempt": 0,
         "step": 10,
@@ -548,6 +457,7 @@ def test_a_report_moves_the_status_the_columns_and_the_metrics(
         "percent": 25,
         "etaSeconds": 60,
         "loss": 2.5,
+        "firstStep": 10,
         "tokensPerSecond": 500,
         "history": [{"step": 10, "loss": 2.5}],
     }
@@ -575,24 +485,3 @@ def test_progress_survives_a_restart_of_the_operator(
     name = f'finetune_job_step{{job="docs",namespace="{namespace}"}}'
     eventually("the step in the metrics", lambda: operator.metrics().get(name) == 20)
     assert kube.job(namespace, "docs")["status"]["progress"]["step"] == 20
-
-
-def test_who_may_not_report_is_told_so(kube: Kube, namespace: str, reporter: Reporter) -> None:
-    (prepare,) = kube.pods(namespace, "docs-prepare")
-    worker = kube.pods(namespace, "docs-train-0")[0]
-    another_job = reporter.make_token(audience(namespace, "other"), worker)
-    not_training = reporter.make_token(audience(namespace, "docs"), prepare)
-    body = report(1, 1)
-    assert [
-        reporter.post(body, token="nonsense"),
-        reporter.post(body, token=another_job),
-        reporter.post(body, token=not_training),
-        reporter.post(b"x" * 70_000),
-        reporter.post(b"not json"),
-    ] == [
-        (403, "the token is not valid for this job"),
-        (403, "the token is not valid for this job"),
-        (403, "the token does not belong to a training pod of this job"),
-        (413, "the body is larger than 65536 bytes"),
-        (422, "not a trainer status: Invalid JSON: expected ident at line 1 column 2"),
-    ]

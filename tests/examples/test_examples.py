@@ -17,7 +17,11 @@ EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*-*"))
 
 
 def test_all_examples_are_found() -> None:
-    assert [example.name for example in EXAMPLES] == ["01-first-job", "02-preferences"]
+    assert [example.name for example in EXAMPLES] == [
+        "01-first-job",
+        "02-preferences",
+        "03-own-trainer",
+    ]
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
@@ -37,8 +41,8 @@ def test_an_example_has_a_readme(example: Path) -> None:
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
 def test_an_example_means_the_same_to_every_yaml_reader(example: Path) -> None:
     """YAML 1.1, which Python reads, takes 1e-3 for a text; kubectl takes it for a number."""
-    training = yaml.safe_load((example / "job.yaml").read_text())["spec"]["training"]
-    assert isinstance(training["learningRate"], float)
+    training = yaml.safe_load((example / "job.yaml").read_text())["spec"].get("training", {})
+    assert isinstance(training.get("learningRate", 0.0), float)
 
 
 def test_the_run_configuration_for_a_machine_without_kubernetes_is_complete() -> None:

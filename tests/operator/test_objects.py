@@ -43,6 +43,26 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             "env": {"NCCL_DEBUG": "WARN"},
         },
     ),
+    "own-trainer": (
+        {
+            "trainer": {
+                "image": "example/mine:1",
+                "command": ["torchrun", "/etc/finetune/files/train.py"],
+                "args": ["--epochs", "2"],
+                "env": [
+                    {"name": "STEPS", "value": "12"},
+                    {"name": "KEY", "secretKeyRef": {"name": "keys", "key": "mine"}},
+                ],
+                "filesFrom": "my-script",
+            },
+        },
+        {
+            "default": True,
+            "node": {"gpusPerNode": 8},
+            "limits": {"ownTrainer": True},
+            "env": {"NCCL_DEBUG": "WARN"},
+        },
+    ),
     "shared-claim-on-cpu": (
         {
             "model": {"uri": "pvc://team-data/model"},

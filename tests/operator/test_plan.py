@@ -86,6 +86,7 @@ def test_a_five_line_job_is_resolved_completely() -> None:
         "outputDir": "/var/finetune/work/output",
         "allowRemoteCode": False,
         "merge": False,
+        "ownTrainer": False,
     }
 
 

@@ -64,6 +64,21 @@ def test_a_worker_that_was_killed_without_a_word_is_named_with_the_end_of_its_lo
     }
 
 
+@pytest.mark.parametrize("code", [137, 139])
+def test_a_trainer_that_does_not_say_what_it_died_of_has_lost_a_peer_that_was_killed(
+    code: int,
+) -> None:
+    pods = [pod(TRAIN, 0, "Failed", "error", 1), pod(TRAIN, 1, "Failed", "", code)]
+    found = lost(pods)
+    assert (found["class"], found["rank"], found["exitCode"]) == ("Killed", 2, code)
+
+
+def test_a_trainer_that_fails_is_blamed_and_not_the_peers_that_its_job_then_stops() -> None:
+    pods = [pod(TRAIN, 0, "Failed", "", 143, deleted=True), pod(TRAIN, 1, "Failed", "error", 1)]
+    found = lost(pods)
+    assert (found["rank"], found["exitCode"], found["logTail"]) == (2, 1, "error")
+
+
 def test_a_worker_out_of_host_memory_is_told_what_to_lower() -> None:
     pods = [pod(TRAIN, 0, "Failed", "", 137, reason="OOMKilled")]
     found = lost(pods)
@@ -241,9 +256,9 @@ def test_a_failed_stage_ends_the_job_with_its_reason() -> None:
         {
             "Validated": ("True", "Accepted"),
             "Prepared": ("False", "Data"),
-            "Trained": ("False", "NotYet"),
-            "Exported": ("False", "NotYet"),
-            "Complete": ("False", "NotYet"),
+            "Trained": ("False", "NotReached"),
+            "Exported": ("False", "NotReached"),
+            "Complete": ("False", "HasFailed"),
             "Failed": ("True", "Data"),
             "Waiting": ("False", "Finished"),
             "ProgressReported": ("Unknown", "NotTraining"),

@@ -1,4 +1,4 @@
-"""Which reports are worth a write, and what becomes of nonsense."""
+"""What becomes of a report, what is nonsense, and which numbers are worth a write."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from finetune_api.progress import TrainerStatus
 from finetune_api.status import HistoryPoint, Progress
-from finetune_operator.progress import Rejected, merge
+from finetune_operator.progress import Rejected, merge, newer, worth
 
 T0, T1, T40 = "2026-11-22T06:00:00Z", "2026-11-22T06:00:01Z", "2026-11-22T06:00:40Z"
 
@@ -30,6 +30,8 @@ FIRST = Progress(
     total_steps=100,
     percent=10,
     eta_seconds=90,
+    first_step=10,
+    first_step_time=T0,
     loss=2.5,
     step_time=T0,
     activity="Training",
@@ -38,41 +40,38 @@ FIRST = Progress(
 )
 
 
-def test_the_first_report_is_written_whole() -> None:
-    found = merge(
-        None,
-        report(10, 90, current_step=10, total_steps=100, loss=2.5, activity="Training"),
-        0,
-        T0,
+def merged(old: Progress | None, new: TrainerStatus, attempt: int, now: str) -> Progress:
+    found = merge(old, new, attempt, now)
+    assert isinstance(found, Progress), found
+    return found
+
+
+def test_the_first_report_is_taken_whole() -> None:
+    first = report(10, 90, current_step=10, total_steps=100, loss=2.5, activity="Training")
+    assert merge(None, first, 0, T0) == FIRST
+
+
+def test_what_a_report_does_not_say_stays_as_it_was() -> None:
+    assert merge(FIRST, report(11, 89, current_step=11, activity="Training"), 0, T40) == (
+        FIRST.model_copy(
+            update={
+                "step": 11,
+                "percent": 11,
+                "eta_seconds": 89,
+                "seconds_per_step": 40.0,
+                "last_update_time": T40,
+            }
+        )
     )
-    assert found == FIRST
-
-
-def test_a_change_of_one_percent_is_written_but_not_twice_a_second() -> None:
-    new = report(11, 89, current_step=11, loss=2.4)
-    assert merge(FIRST, new, 0, T1) is None
-    later = merge(FIRST, new, 0, "2026-11-22T06:00:02Z")
-    assert isinstance(later, Progress)
-    assert (later.percent, later.step, later.loss, later.total_steps) == (11, 11, 2.4, 100)
-
-
-def test_a_change_of_activity_is_written_at_once() -> None:
-    found = merge(FIRST, report(10, activity="Evaluating"), 0, T1)
-    assert isinstance(found, Progress)
-    assert (found.activity, found.loss) == ("Evaluating", 2.5)
-
-
-def test_the_same_percent_is_written_every_thirty_seconds() -> None:
-    assert merge(FIRST, report(10, current_step=10), 0, "2026-11-22T06:00:20Z") is None
-    assert isinstance(merge(FIRST, report(10, current_step=10), 0, T40), Progress)
 
 
 def test_a_new_attempt_starts_anew() -> None:
-    found = merge(FIRST, report(1, current_step=1, loss=3.0), 1, T1)
-    assert found == Progress(
+    assert merge(FIRST, report(1, current_step=1, loss=3.0), 1, T1) == Progress(
         attempt=1,
         step=1,
         percent=1,
+        first_step=1,
+        first_step_time=T1,
         loss=3.0,
         step_time=T1,
         last_update_time=T1,
@@ -86,26 +85,43 @@ def test_steps_do_not_go_backwards() -> None:
     )
 
 
-@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "many", ""])
-def test_what_is_no_finite_number_is_left_out(value: str) -> None:
-    found = merge(FIRST, report(12, loss=value), 0, T40)
-    assert isinstance(found, Progress)
-    assert found.loss == 2.5
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("loss", "nan", "loss is not finite"),
+        ("loss", "-inf", "loss is not finite"),
+        ("loss", "1e400", "loss is not finite"),
+        ("grad_norm", "inf", "grad_norm is not finite"),
+        ("loss", "many", "loss is not a number"),
+        ("loss", "", "loss is not a number"),
+        ("current_step", "-1", "current_step is not between 0 and 9.0072e+15"),
+        ("current_step", "1.5", "current_step is not a whole number"),
+        ("total_steps", "1e300", "total_steps is not between 0 and 9.0072e+15"),
+        ("current_epoch", "1e9", "current_epoch is not between 0 and 1e+06"),
+        ("save_seconds", "-1", "save_seconds is not between 0 and 1e+06"),
+        ("tokens_per_second", "-1", "tokens_per_second is not between 0 and 1e+15"),
+        (
+            "activity",
+            "<script>",
+            "activity is none of Loading, Training, Evaluating, Checkpointing, Saving, Done",
+        ),
+    ],
+)
+def test_nonsense_under_our_names_is_refused(name: str, value: str, said: str) -> None:
+    assert merge(FIRST, report(12, **{name: value}), 0, T40) == Rejected(422, said)
 
 
-@pytest.mark.parametrize(("said", "taken"), [(12.5, 12.5), (-1.0, None), (1e9, None)])
-def test_how_long_saving_takes_is_taken_where_it_can_be_true(
-    said: float, taken: float | None
-) -> None:
-    found = merge(None, report(12, save_seconds=said), 0, T40)
-    assert isinstance(found, Progress)
-    assert found.save_seconds == taken
+def test_a_name_that_is_there_twice_is_refused() -> None:
+    twice = [{"name": "loss", "value": "1"}, {"name": "loss", "value": "2"}]
+    assert merge(FIRST, TrainerStatus.parse({"metrics": twice}), 0, T40) == Rejected(
+        422, "loss is there twice"
+    )
 
 
-def test_an_unknown_activity_is_left_out() -> None:
-    found = merge(FIRST, report(12, activity="<script>"), 0, T40)
-    assert isinstance(found, Progress)
-    assert found.activity == "Training"
+def test_names_that_are_not_ours_leave_no_trace() -> None:
+    plain = report(12, current_step=12)
+    more = report(12, current_step=12, entropy="nan", **{"rewards/chosen": 1.5, "x" * 200: "y"})
+    assert merge(FIRST, more, 0, T40) == merge(FIRST, plain, 0, T40)
 
 
 def test_the_history_is_thinned_evenly_and_keeps_the_newest() -> None:
@@ -113,9 +129,7 @@ def test_the_history_is_thinned_evenly_and_keeps_the_newest() -> None:
     for step in range(1, 501):
         minutes, seconds = divmod(step * 5, 60)
         now = f"2026-11-22T{6 + minutes // 60:02}:{minutes % 60:02}:{seconds:02}Z"
-        found = merge(progress, report(step // 5, current_step=step, loss=1.0), 0, now)
-        assert not isinstance(found, Rejected)
-        progress = found or progress
+        progress = merged(progress, report(step // 5, current_step=step, loss=1.0), 0, now)
     assert progress is not None
     steps = [point.step for point in progress.history]
     assert len(steps) <= 50
@@ -123,22 +137,87 @@ def test_the_history_is_thinned_evenly_and_keeps_the_newest() -> None:
     assert steps[-1] == 500
 
 
-def test_a_hang_that_is_only_reported_is_written_at_once_and_its_end_too() -> None:
-    found = merge(FIRST, report(10, stalled_seconds=77.4), 0, T1)
-    assert isinstance(found, Progress)
-    assert found.stalled_seconds == 77
-    again = merge(found, report(10), 0, T1)
-    assert isinstance(again, Progress)
-    assert again.stalled_seconds is None
-
-
 def test_the_time_of_a_step_and_of_a_checkpoint_is_that_of_its_first_report() -> None:
     saved = {"checkpoint_step": 8, "checkpoint_seconds": 3.25, "checkpoint_stalled_seconds": 0.5}
-    first = merge(FIRST, report(12, current_step=12, **saved), 0, T40)
-    assert isinstance(first, Progress)
-    later = merge(first, report(12, current_step=12, checkpoint_step=8), 0, "2026-11-22T06:01:30Z")
-    assert isinstance(later, Progress)
+    first = merged(FIRST, report(12, current_step=12, **saved), 0, T40)
+    later = merged(first, report(12, current_step=12, checkpoint_step=8), 0, "2026-11-22T06:01:30Z")
     for found in (first, later):
         assert (found.step, found.step_time) == (12, T40)
         assert (found.checkpoint_step, found.checkpoint_time) == (8, T40)
         assert (found.checkpoint_seconds, found.checkpoint_stalled_seconds) == (3.25, 0.5)
+
+
+def callback(step: int, total: int, eta: int | None) -> TrainerStatus:
+    """As `KubeflowCallback` reports: no activity."""
+    return report(100 * step // total, eta, current_step=step, total_steps=total)
+
+
+def test_after_a_resume_the_estimate_of_others_is_replaced_by_what_was_measured() -> None:
+    """transformers divides the seconds since its own start by all steps, also those before it."""
+    old = FIRST.model_copy(update={"step": 500, "total_steps": 1000, "seconds_per_step": 4.0})
+    begun = merged(old, TrainerStatus.parse({"progressPercentage": 0}), 1, T0)
+    first = merged(begun, callback(501, 1000, eta=5), 1, T0)
+    later = merged(first, callback(521, 1000, eta=45), 1, T40)
+    assert [(p.eta_seconds, p.seconds_per_step) for p in (begun, first, later)] == [
+        (None, 4.0),  # where it goes on is not known yet
+        (4 * 499, 4.0),  # by the pace of the attempt before
+        (2 * 479, 2.0),  # 20 steps in 40 s
+    ]
+
+
+def test_without_anything_measured_the_sender_is_believed() -> None:
+    assert merged(None, callback(1, 100, eta=99), 0, T0).eta_seconds == 99
+
+
+def test_our_own_trainer_is_believed_always() -> None:
+    """It counts evaluations and saving too."""
+    ours = report(11, 500, current_step=11, total_steps=100, activity="Training")
+    assert merged(FIRST, ours, 0, T40).eta_seconds == 500
+
+
+def test_the_last_word_of_the_callback_ends_the_estimate() -> None:
+    old = merged(FIRST, callback(99, 100, eta=1), 0, T40)
+    assert merged(old, report(100, 0), 0, T40).eta_seconds == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "wanted"),
+    [
+        ({"step": 11, "percent": 11, "last_update_time": "2026-11-22T06:00:29Z"}, "Nothing"),
+        ({"step": 11, "percent": 11, "last_update_time": "2026-11-22T06:00:30Z"}, "Numbers"),
+        ({"activity": "Evaluating"}, "Transition"),
+        ({"stalled_seconds": 77}, "Transition"),
+        ({"percent": 100}, "Transition"),
+        ({"attempt": 1}, "Transition"),
+    ],
+)
+def test_numbers_are_written_every_thirty_seconds_and_transitions_at_once(
+    change: dict[str, Any], wanted: str
+) -> None:
+    assert worth(FIRST, FIRST.model_copy(update=change)) == wanted
+
+
+def test_the_first_report_is_written_at_once() -> None:
+    assert worth(None, FIRST) == "Transition"
+
+
+def test_the_end_of_a_hang_that_was_only_reported_is_written_at_once() -> None:
+    hung = merged(FIRST, report(10, stalled_seconds=77.4), 0, T1)
+    again = merged(hung, report(10), 0, T1)
+    assert (hung.stalled_seconds, again.stalled_seconds) == (77, None)
+    assert worth(hung, again) == "Transition"
+
+
+def test_of_two_the_further_one_counts_with_the_curve_of_both() -> None:
+    """Two replicas have taken reports of one job."""
+    one = FIRST.model_copy(update={"history": [HistoryPoint(step=s, loss=1.0) for s in (2, 10)]})
+    other = FIRST.model_copy(
+        update={"step": 12, "history": [HistoryPoint(step=s, loss=1.0) for s in (5, 12)]}
+    )
+    wanted = [HistoryPoint(step=s, loss=1.0) for s in (2, 5, 10, 12)]
+    assert newer(one, other) == newer(other, one) == other.model_copy(update={"history": wanted})
+
+
+def test_of_two_attempts_the_later_one_counts_alone() -> None:
+    later = Progress(attempt=1, last_update_time=T1)
+    assert newer(FIRST, later) == newer(later, FIRST) == later

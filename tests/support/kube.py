@@ -7,7 +7,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,13 @@ class Kube:
         assert code == 200, body
         found: list[Json] = body["items"]
         return found
+
+    def watch(self, path: str) -> Iterator[Json]:
+        """The events of one watch, until the API server ends it."""
+        with self._session.get(self.server + path, stream=True, timeout=60) as answer:
+            assert answer.status_code == 200, answer.text
+            for line in answer.iter_lines(chunk_size=None):
+                yield json.loads(line)
 
     def create(self, path: str, body: Json) -> Json:
         code, answer = self.call("POST", path, body)

@@ -44,7 +44,12 @@ class Server(http.server.BaseHTTPRequestHandler):
     """Remembers what was posted; answers with `status`."""
 
     seen: list[tuple[str, str, dict[str, Any]]]
+    connections = 0
     status = 200
+
+    def setup(self) -> None:
+        type(self).connections += 1
+        super().setup()
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -107,6 +112,13 @@ def test_a_report_carries_every_number_under_its_name() -> None:
             "lastUpdatedTime": "2023-11-14T22:13:20Z",
         }
     }
+
+
+def test_a_number_that_is_not_finite_is_left_out() -> None:
+    """The operator would refuse the whole report."""
+    state = State(step=3, loss=float("nan"), grad_norm=float("inf"), learning_rate=0.1)
+    status = ProgressBody.model_validate_json(state.body(now=0)).trainer_status
+    assert [m.name for m in status.metrics or []] == ["current_step", "learning_rate", "activity"]
 
 
 def test_what_is_not_known_yet_is_left_out() -> None:
@@ -185,6 +197,16 @@ def test_the_estimate_follows_when_steps_become_slower() -> None:
     assert estimate.remaining(10) == 30.0
 
 
+def test_after_a_resume_the_estimate_is_right_at_once_and_one_slow_step_does_not_spoil_it() -> None:
+    estimate = Estimate()
+    estimate.go_on(2.0)
+    found = [estimate.remaining(100)]
+    for seconds in (30.0, 4.0, 4.0, 4.0):
+        estimate.add(seconds)
+        found.append(estimate.remaining(100))
+    assert found == [200.0, 200.0, 200.0, 300.0, 400.0]
+
+
 def test_durations_are_readable() -> None:
     found = [duration(s) for s in (-3, 0.4, 59, 60, 200, 3599, 3600, 7500)]
     assert found == ["0s", "0s", "59s", "1m00s", "3m20s", "59m59s", "1h00m", "2h05m"]
@@ -219,6 +241,32 @@ def test_the_last_state_reaches_the_server_with_the_token_of_that_moment(
     assert handler.seen[0][1] == "Bearer first"
     assert len(handler.seen) <= 3  # the newest overtakes the others
     assert lines == []
+
+
+def test_a_connection_is_kept_and_made_anew_when_the_server_has_closed_it(
+    server: tuple[str, type[Server]], certificate: tuple[Path, Path], tmp_path: Path
+) -> None:
+    url, handler = server
+    handler.protocol_version = "HTTP/1.1"
+    token = tmp_path / "token"
+    token.write_text("t")
+    transport = HttpsTransport(url, token, certificate[0])
+    body = State().body(now=0)
+    for _ in range(3):
+        transport(body)
+    assert handler.connections == 1
+    handler.timeout = 0.1  # of the next connection
+    assert transport._connection is not None
+    transport._connection.close()
+    transport(body)
+    found = transport._connection
+    assert found is not None
+    assert found.sock is not None
+    # The server ends it after 0.1 s without a word; its end is what the socket reads then.
+    found.sock.settimeout(30)
+    assert found.sock.recv(1) == b""
+    transport(body)
+    assert (len(handler.seen), handler.connections) == (5, 3)
 
 
 def test_a_failing_server_costs_one_line_and_its_recovery_another(

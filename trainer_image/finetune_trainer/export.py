@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import TypeVar
@@ -31,18 +30,19 @@ from finetune_api.run_config import (
 from finetune_trainer import verify
 from finetune_trainer.card import model_card
 from finetune_trainer.chart import draw, read_history
-from finetune_trainer.errors import ConfigurationError, InternalError
+from finetune_trainer.errors import InternalError
 from finetune_trainer.logs import say
 from finetune_trainer.manifest import (
-    PARTIAL,
     Manifest,
     check_manifest,
     check_replaceable,
     publish,
+    scratch,
     write_manifest,
 )
 from finetune_trainer.model.adapters import import_peft
 from finetune_trainer.outcome_file import load_run, stage
+from finetune_trainer.own import export_found
 from finetune_trainer.proof import (
     Evidence,
     Proof,
@@ -79,7 +79,7 @@ def export(run: RunConfig) -> ExportFacts:
     check_replaceable(target, run.output_uri)
     verify.check_tensors(work / WORK_RESULT)
     evidence = Evidence.read(run, prepared.parameters)
-    made = _scratch(target)
+    made = scratch(target)
     try:
         tensors, proof = _artefact(run, work, made, evidence)
         verified = Verified(
@@ -174,23 +174,6 @@ def _describe(run: RunConfig, work: Path, made: Path, state: TrainingState) -> N
         path.chmod(0o644)
 
 
-def _scratch(target: Path) -> Path:
-    """A new directory beside the target, or in it where it is the root of a volume."""
-    parent = target if target.is_mount() else target.parent
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-        for left in parent.glob(f"{PARTIAL}{target.name}-*"):
-            shutil.rmtree(left, ignore_errors=True)
-        made = Path(tempfile.mkdtemp(dir=parent, prefix=f"{PARTIAL}{target.name}-"))
-    except PermissionError as exc:
-        raise ConfigurationError(
-            f"the place of the output cannot be written ({exc.filename}); check that the claim of "
-            "spec.output.uri is writable for the profile's group (fsGroup)"
-        ) from exc
-    made.chmod(0o755)
-    return made
-
-
 def _facts(path: Path, kind: type[M]) -> M:
     try:
         return kind.model_validate_json(path.read_bytes())
@@ -213,7 +196,8 @@ def _export_facts(manifest: Manifest, verified: Verified, trained: TrainFacts) -
 def main(argv: list[str]) -> int:
     """The entry point; a failure ends the process with the exit code of its class."""
     with stage("export") as finish:
-        finish(Outcome(export=export(load_run(argv, "export"))))
+        run = load_run(argv, "export")
+        finish(Outcome(export=export_found(run) if run.own_trainer else export(run)))
     return 0
 
 

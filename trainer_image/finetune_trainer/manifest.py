@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,23 @@ def check_replaceable(target: Path, uri: str) -> None:
             f"{uri} contains files that no earlier run wrote ({', '.join(foreign[:3])}); "
             "empty it or choose another path in spec.output.uri"
         )
+
+
+def scratch(target: Path) -> Path:
+    """A new directory beside the target, or in it where it is the root of a volume."""
+    parent = target if target.is_mount() else target.parent
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        for left in parent.glob(f"{PARTIAL}{target.name}-*"):
+            shutil.rmtree(left, ignore_errors=True)
+        made = Path(tempfile.mkdtemp(dir=parent, prefix=f"{PARTIAL}{target.name}-"))
+    except PermissionError as exc:
+        raise ConfigurationError(
+            f"the place of the output cannot be written ({exc.filename}); check that the claim of "
+            "spec.output.uri is writable for the profile's group (fsGroup)"
+        ) from exc
+    made.chmod(0o755)
+    return made
 
 
 def publish(made: Path, target: Path) -> None:

@@ -36,6 +36,7 @@ from finetune_trainer.model.check import ModelInfo, check_length
 from finetune_trainer.model.fit import check_lora
 from finetune_trainer.objectives import needs_reference
 from finetune_trainer.outcome_file import load_run, stage
+from finetune_trainer.own import fetch
 from finetune_trainer.run_check import check_directories, check_run
 from finetune_trainer.sources import FetchedData, FetchedModel, fetch_data, fetch_model
 
@@ -180,7 +181,8 @@ def _commit(path: Path, text: str) -> None:
 def main(argv: list[str]) -> int:
     """The entry point; a failure ends the process with the exit code of its class."""
     with stage("prepare") as finish:
-        finish(Outcome(prepare=prepare(load_run(argv, "prepare"))))
+        run = load_run(argv, "prepare")
+        finish(Outcome(fetch=fetch(run)) if run.own_trainer else Outcome(prepare=prepare(run)))
     return 0
 
 

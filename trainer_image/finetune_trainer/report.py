@@ -7,6 +7,7 @@ what could not be sent is overtaken by the next, and a report that fails costs o
 from __future__ import annotations
 
 import http.client
+import math
 import ssl
 import statistics
 import threading
@@ -33,6 +34,8 @@ TIMEOUT = 5.0
 """Seconds for one report."""
 STEPS_REMEMBERED = 50
 """Steps whose median time the estimate is made of: it follows a change, not one slow step."""
+STEPS_TRUSTED = 3
+"""Steps that the pace of the attempt before counts for: the first ones after a start are slow."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,8 @@ class State:
             progress.CHECKPOINT_SECONDS: self.checkpoint_seconds,
             progress.CHECKPOINT_STALLED_SECONDS: self.checkpoint_stalled_seconds,
         }
-        metrics = [Metric(name=k, value=f"{v:.10g}") for k, v in numbers.items() if v is not None]
+        known = {k: v for k, v in numbers.items() if v is not None and math.isfinite(v)}
+        metrics = [Metric(name=k, value=f"{v:.10g}") for k, v in known.items()]
         metrics.append(Metric(name=progress.ACTIVITY, value=self.activity))
         eta = None if self.eta_seconds is None else max(0, round(self.eta_seconds))
         status = TrainerStatus(
@@ -108,13 +112,17 @@ def seconds_until_due(sent: State | None, state: State, since_sent: float) -> fl
 
 @dataclass
 class Estimate:
-    """How long the rest takes, from what this very process has measured."""
+    """How long the rest takes, from what this process has measured, and those before it."""
 
     evaluation_seconds: float = 0.0
     """Of one evaluation; 0 where nothing is held out."""
     saving_seconds: float = 0.0
     """Expected for writing the result."""
     _steps: deque[float] = field(default_factory=lambda: deque(maxlen=STEPS_REMEMBERED))
+
+    def go_on(self, pace: float) -> None:
+        """A checkpoint says that a step took so long before."""
+        self._steps.extend([pace] * STEPS_TRUSTED)
 
     def add(self, seconds: float) -> None:
         """One more step took so long."""
@@ -232,36 +240,49 @@ class ThreadReporter:
 
 
 class HttpsTransport:
-    """Posts to the operator's progress endpoint, with the token of this moment."""
+    """Posts to the operator's progress endpoint, with the token of this moment. The connection is
+    kept: to make one costs the operator more than to take a report."""
 
     def __init__(self, url: str, token_file: Path, ca_file: Path) -> None:
-        """Take where to, and the files, which are read again for every report."""
+        """Take where to, and the files: the token is read again for every report, the CA for every
+        connection."""
         parts = urlsplit(url)
         if parts.scheme != "https" or not parts.hostname:
             raise ValueError(f"{url} is no https address, and a token is never sent in the clear")
         self._host, self._port, self._path = parts.hostname, parts.port or 443, parts.path
         self._token_file, self._ca_file = token_file, ca_file
+        self._connection: http.client.HTTPSConnection | None = None
 
     def __call__(self, body: str) -> None:
         """Send one report; raises `OSError`, `ssl.SSLError` or `http.client.HTTPException`."""
-        token = self._token_file.read_text(encoding="utf-8").strip()
-        context = ssl.create_default_context(cafile=str(self._ca_file))
-        connection = http.client.HTTPSConnection(
-            self._host, self._port, timeout=TIMEOUT, context=context
-        )
+        kept = self._connection is not None
         try:
-            connection.request(
-                "POST",
-                self._path,
-                body.encode(),
-                {"Content-Type": "application/json", "Authorization": f"Bearer {token}"},
-            )
+            status, said = self._send(body)
+        except (ConnectionError, ssl.SSLEOFError, http.client.BadStatusLine):
+            if not kept:
+                raise
+            status, said = self._send(body)  # the server has closed it since the last report
+        if status >= 300:
+            raise http.client.HTTPException(f"the operator answered {status}: {said}")
+
+    def _send(self, body: str) -> tuple[int, str]:
+        token = self._token_file.read_text(encoding="utf-8").strip()
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {token}"}
+        connection, self._connection = self._connection or self._connect(), None
+        try:
+            connection.request("POST", self._path, body.encode(), headers)
             answer = connection.getresponse()
-            said = answer.read(500).decode(errors="replace")
-        finally:
+            said = answer.read().decode(errors="replace")[:500]
+        except BaseException:
             connection.close()
-        if answer.status >= 300:
-            raise http.client.HTTPException(f"the operator answered {answer.status}: {said}")
+            raise
+        if connection.sock is not None:  # None: the server wants it closed
+            self._connection = connection
+        return answer.status, said
+
+    def _connect(self) -> http.client.HTTPSConnection:
+        context = ssl.create_default_context(cafile=str(self._ca_file))
+        return http.client.HTTPSConnection(self._host, self._port, timeout=TIMEOUT, context=context)
 
 
 def reporter_from(

@@ -97,6 +97,8 @@ def train(run: RunConfig, gang: Gang, watch: Watch, stop: StopRequest | None = N
     resumed = history.resume()
     first = resumed.step if resumed else 0
     _open_log(watch, work, gang, prepared.total_steps, first)
+    if resumed and resumed.step:
+        _go_on(watch, resumed.step, resumed.state.seconds, prepared.total_steps)
     state = (
         resumed.state
         if resumed
@@ -176,9 +178,19 @@ def _open_log(watch: Watch, work: Path, gang: Gang, total_steps: int, first: int
         quiet = Path(directory) / f"{gang.rank}.log"
         losses = Path(directory) / f"{gang.rank}.jsonl"
         watch.log = LossLog(losses, total_steps, lambda line: _append(quiet, line))
-    if first:
-        watch.step = first
-        watch.reporter.update(step=first, checkpoint_step=first)
+
+
+def _go_on(watch: Watch, first: int, seconds: float, total_steps: int) -> None:
+    """After a resume the first report says where the run is, and when it will end.
+
+    Args:
+        first: Steps done before.
+        seconds: That they took.
+    """
+    watch.step = first
+    watch.estimate.go_on(seconds / first)
+    remaining = watch.estimate.remaining(total_steps - first)
+    watch.reporter.update(step=first, checkpoint_step=first, eta_seconds=remaining)
 
 
 def finished(run: RunConfig) -> TrainFacts | None:

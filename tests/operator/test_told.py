@@ -1,0 +1,77 @@
+"""Which events about a job need a pass."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+
+from finetune_operator.told import Told
+
+KEY = ("team-a", "docs")
+BODY: dict[str, Any] = {
+    "metadata": {"uid": "1", "generation": 1, "resourceVersion": "7", "managedFields": [1]},
+    "spec": {},
+    "status": {
+        "phase": "Running",
+        "conditions": [{"type": "ProgressReported", "status": "True"}],
+        "progress": {"attempt": 0, "step": 10, "activity": "Training", "history": [1]},
+    },
+}
+
+
+def changed(*path: str, value: Any) -> dict[str, Any]:
+    body = copy.deepcopy(BODY)
+    body["metadata"]["resourceVersion"] = "8"
+    found = body
+    for name in path[:-1]:
+        found = found[name]
+    found[path[-1]] = value
+    return body
+
+
+def test_the_first_event_is_news_and_its_repetition_is_not() -> None:
+    told = Told()
+    assert [told.news(KEY, "MODIFIED", BODY) for _ in range(2)] == [True, False]
+
+
+@pytest.mark.parametrize("name", ["step", "loss", "percent", "history", "lastUpdateTime"])
+def test_another_number_is_no_news(name: str) -> None:
+    told = Told()
+    told.news(KEY, "MODIFIED", BODY)
+    assert not told.news(KEY, "MODIFIED", changed("status", "progress", name, value=[11]))
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("metadata", "generation"), 2),
+        (("metadata", "uid"), "2"),
+        (("metadata", "deletionTimestamp"), "2026-11-22T06:00:00Z"),
+        (("status", "phase"), "Restarting"),
+        (("status", "progress", "attempt"), 1),
+        (("status", "progress", "activity"), "Saving"),
+        (("status", "progress", "stalledSeconds"), 70),
+    ],
+)
+def test_everything_that_a_pass_looks_at_is_news(path: tuple[str, ...], value: Any) -> None:
+    told = Told()
+    told.news(KEY, "MODIFIED", BODY)
+    assert told.news(KEY, "MODIFIED", changed(*path, value=value))
+
+
+def test_a_report_is_news_where_none_was_heard() -> None:
+    told, silent = Told(), changed("status", "conditions", value=[])
+    assert [told.news(KEY, "MODIFIED", silent) for _ in range(2)] == [True, True]
+
+
+def test_what_is_part_of_a_list_is_news() -> None:
+    told = Told()
+    assert [told.news(KEY, None, BODY) for _ in range(2)] == [True, True]
+
+
+def test_a_deleted_job_is_news_and_forgotten() -> None:
+    told = Told()
+    told.news(KEY, "ADDED", BODY)
+    assert (told.news(KEY, "DELETED", BODY), len(told)) == (True, 0)
