@@ -1,6 +1,6 @@
 """What real faults cost a real job: seconds to the next step, steps, and the loss at the end.
 
-`build/bench/faults.json` gets a row of each. The faults come after step 5 of 12; a checkpoint is
+`build/bench/faults.json` gets a row of each. The faults come after step 5 of 16; a checkpoint is
 written after every second step.
 """
 
@@ -35,7 +35,7 @@ from localcluster.layout import Layout
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "build" / "bench" / "faults.json"
 Json = dict[str, Any]
-TRAINING = EXAMPLE["spec"]["training"] | {"maxSteps": 12, "sequenceLength": 128}
+TRAINING = EXAMPLE["spec"]["training"] | {"maxSteps": 16, "sequenceLength": 128}
 EVERY = 2
 FAULT_AFTER = 5
 

@@ -45,12 +45,14 @@ def failed(kube: Kube, name: str, seconds: float = 600) -> Json:
 
 
 def trained_until(kube: Kube, name: str, step: int) -> None:
-    """Wait until so many steps are reported as done."""
+    """Wait until the first attempt has logged a step: the status is up to 30 s behind, and steps
+    may take one."""
 
-    def training() -> Json | None:
-        status = kube.job("demo", name).get("status", {})
-        assert status.get("phase") != "Failed", status
-        return status if ((status.get("progress") or {}).get("step") or 0) >= step else None
+    def training() -> bool:
+        phase = kube.job("demo", name).get("status", {}).get("phase")
+        assert phase not in ("Failed", "Exporting", "Succeeded"), f"{name} is {phase} already"
+        done = steps_of(name, 0) if phase == "Running" else []
+        return bool(done) and done[-1][0] >= step
 
     eventually(f"step {step}", training, 900)
 
