@@ -33,13 +33,15 @@ def explain(stage: StageFacts, now: str, processes_per_pod: int = 1) -> LastFail
 
     pod = min(failed, key=order)
     failure = pod.outcome.failure if pod.outcome else None
+    if failure is not None and failure.failure_class in EFFECTS and _was_ended(pod):
+        failure = None  # of being killed: its last words are no reason, and may name another rank
     rank = None
     if stage.stage == "train":
         rank = pod.index * processes_per_pod
     if failure is not None and failure.rank is not None:
         rank = failure.rank
-    if failure is not None and failure.failure_class in ("Killed", *EFFECTS) and _was_ended(pod):
-        failure = None  # what was killed knows less of it than who did it
+    if failure is not None and failure.failure_class == "Killed" and _was_ended(pod):
+        failure = None  # launch knows which rank it was, and the kubelet why
     return LastFailure(
         failure_class=failure.failure_class if failure else _class(pod),
         stage=stage.stage,
