@@ -52,7 +52,11 @@ class Prometheus:
         scrape = {"job_name": "operator", "honor_labels": True, "scrape_interval": "1s"}
         scrape["static_configs"] = [{"targets": [f"127.0.0.1:{target}"]}]
         file = directory / "prometheus.yaml"
-        config = {"rule_files": [str(rules)], "scrape_configs": [scrape]}
+        config = {
+            "global": {"evaluation_interval": "1s"},
+            "rule_files": [str(rules)],
+            "scrape_configs": [scrape],
+        }
         file.write_text(yaml.safe_dump(config))
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
