@@ -78,14 +78,21 @@ class Runner:
         )
 
     def _wait(self) -> list[int]:
-        """Exit codes; a process that died of a signal has 128 and its number, as in a pod."""
-        while True:
-            try:
-                codes = [process.wait() for process in self._processes]
-            except KeyboardInterrupt:
-                self.stop()
-                continue
-            return [128 - code if code < 0 else code for code in codes]
+        """Exit codes; a process that died of a signal has 128 and its number, as in a pod.
+
+        SIGTERM is heeded like Ctrl-C: the workers would outlive this program.
+        """
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            while True:
+                try:
+                    codes = [process.wait() for process in self._processes]
+                except KeyboardInterrupt:
+                    self.stop()
+                    continue
+                return [128 - code if code < 0 else code for code in codes]
+        finally:
+            signal.signal(signal.SIGTERM, before)
 
     def stop(self) -> None:
         """Ask the workers to save and end; the second time they are killed."""

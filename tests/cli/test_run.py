@@ -194,10 +194,11 @@ def test_a_process_that_dies_of_a_signal_has_the_code_of_a_pod(
     assert runner("os.kill(os.getpid(), signal.SIGKILL)").run("prepare").code == 137
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_who_stops_it_lets_the_workers_save(
-    tmp_path: Path, runner: Callable[[str], stages.Runner]
+    tmp_path: Path, runner: Callable[[str], stages.Runner], number: int
 ) -> None:
-    """Ctrl-C reaches this program only: it is the one to ask them, by SIGTERM."""
+    """Ctrl-C and SIGTERM reach this program only: it is the one to ask them, by SIGTERM."""
     found = runner(
         "def save(*_):\n"
         "    (base / 'saved').touch()\n"
@@ -209,7 +210,9 @@ def test_who_stops_it_lets_the_workers_save(
 
     def press() -> None:
         eventually("the process to start", (tmp_path / "up").exists)
-        os.kill(os.getpid(), signal.SIGINT)
+        heeded = signal.default_int_handler
+        eventually("it to be waited for", lambda: signal.getsignal(signal.SIGTERM) is heeded)
+        os.kill(os.getpid(), number)
 
     presser = threading.Thread(target=press)
     presser.start()

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
 from trainer_builders import questions, tiny_model, write_jsonl
 
@@ -36,6 +37,7 @@ JOB = {
 }
 
 
+@pytest.mark.timeout(1800)  # eight processes that load torch, one after the other
 def test_a_manifest_runs_on_this_machine_with_two_workers_and_is_done_when_repeated(
     tmp_path: Path,
 ) -> None:
