@@ -16,14 +16,13 @@ from urllib.parse import quote, urlencode
 from finetune_api.base import API_VERSION
 from finetune_cli import __version__
 from finetune_cli.exits import CliError, Exit
+from finetune_cli.frames import RESULT, STDERR, STDOUT, check_result, frames
 
 Json = dict[str, Any]
 FINETUNE = f"/apis/{API_VERSION}"
 FIELD_OWNER = "finetune-cli"
 TIMEOUT = (10.0, 30.0)
 """Seconds to connect, and to wait for something to come."""
-STDOUT, STDERR, RESULT = 1, 2, 3
-"""Channels of an exec stream."""
 
 
 class ApiError(CliError):
@@ -176,7 +175,7 @@ class Cluster:
         try:
             # By frame: the client's own buffers would take in a whole model where the network is
             # faster than the disk.
-            for frame in _frames(client.sock):
+            for frame in frames(client.sock):
                 channel, data = frame[0], frame[1:]
                 if channel == STDOUT and data:
                     yield data
@@ -186,7 +185,7 @@ class Cluster:
                     result += data
         finally:
             client.close()
-        _check_result(command, result, said)
+        check_result(command, result, said)
 
     def _send(
         self,
@@ -224,32 +223,6 @@ class Cluster:
                 f"the API server {api.configuration.host} does not answer: {reason}",
                 Exit.NO_CLUSTER,
             ) from error
-
-
-def _frames(sock: Any) -> Iterator[bytes]:
-    """Messages of a websocket, until it is closed."""
-    from websocket import ABNF, WebSocketConnectionClosedException
-
-    while True:
-        try:
-            code, frame = sock.recv_data_frame(True)
-        except WebSocketConnectionClosedException:
-            return
-        if code == ABNF.OPCODE_CLOSE:
-            return
-        if code in (ABNF.OPCODE_BINARY, ABNF.OPCODE_TEXT) and frame.data:
-            yield frame.data
-
-
-def _check_result(command: list[str], result: bytes, said: bytes) -> None:
-    """The exec protocol's last word; without it the connection broke."""
-    try:
-        status = json.loads(result)
-    except ValueError:
-        raise CliError(f"the connection broke while `{' '.join(command)}` ran in the pod") from None
-    if status.get("status") != "Success":
-        words = said.decode(errors="replace").strip() or status.get("message", "")
-        raise CliError(f"`{' '.join(command)}` failed in the pod: {words}")
 
 
 def connect(kubeconfig: str | None, context: str | None) -> Cluster:

@@ -14,8 +14,8 @@ from job_builders import job, succeeded
 from websocket import ABNF, WebSocketConnectionClosedException
 
 from finetune_cli.artefact import Entry, listed, unpack, verify
-from finetune_cli.cluster import _check_result, _frames
 from finetune_cli.exits import CliError, Exit
+from finetune_cli.frames import check_result, frames
 from finetune_cli.reader import reader_pod
 
 FILES = {"adapter_model.safetensors": b"weights" * 1000, "sub/config.json": b"{}"}
@@ -94,7 +94,7 @@ class Socket:
 
 
 def test_frames_of_an_exec_stream_come_one_by_one_until_it_is_closed() -> None:
-    assert list(_frames(Socket(b"\x01one", b"\x02two", b""))) == [b"\x01one", b"\x02two"]
+    assert list(frames(Socket(b"\x01one", b"\x02two", b""))) == [b"\x01one", b"\x02two"]
 
 
 @pytest.mark.parametrize(
@@ -109,9 +109,9 @@ def test_frames_of_an_exec_stream_come_one_by_one_until_it_is_closed() -> None:
 )
 def test_a_command_that_failed_or_broke_off_is_no_success(result: bytes, expected: str) -> None:
     with pytest.raises(CliError) as error:
-        _check_result(["tar", "x"], result, b"no such file\n")
+        check_result(["tar", "x"], result, b"no such file\n")
     assert str(error.value) == expected
-    _check_result(["tar", "x"], b'{"status": "Success"}', b"")
+    check_result(["tar", "x"], b'{"status": "Success"}', b"")
 
 
 def test_the_reader_pod_has_no_rights_and_ends_by_itself() -> None:
