@@ -52,12 +52,13 @@ check: ## Format, lint, types, import rules, generated files, unit tests: second
 	test ! -e operator/__init__.py -a ! -e trainer_image/__init__.py; \
 	$$V/bin/python -m finetune_api.crd crds --check; \
 	$$V/bin/python -m finetune_api.crd charts/finetune-operator/files/crds --check; \
-	$$V/bin/python $(PYTEST) -q -n 2 -m 'not cluster and not trainer and not e2e' \
+	$$V/bin/python $(PYTEST) -q -n 2 -m 'not cluster and not slow and not trainer and not e2e' \
 	  --ignore=tests/trainer --ignore=tests/chart
 
 .PHONY: test
 test: check ## Everything but the kubelet: the operator against a real API server, training with real ranks
-	@$(DEV); $$V/bin/python $(PYTEST) tests/chart tests/cluster
+	@$(DEV); $$V/bin/python $(PYTEST) -q -n 2 -m 'cluster or slow' tests/operator; \
+	$$V/bin/python $(PYTEST) tests/chart tests/cluster
 	@$(TRAINER); PATH=$$T/bin:$$PATH $$T/bin/python $(PYTEST) -m trainer tests/trainer
 
 .PHONY: e2e

@@ -210,6 +210,10 @@ WAITS: dict[str, Advice[str]] = {
         "it asks for more than its profile allows",
         (f"lower the field that the message names, or set another spec.profile: {EDIT}", PROFILES),
     ),
+    "OwnTrainerForbidden": Advice(
+        "it brings a trainer of its own, which its profile does not allow",
+        ("ask the platform team for a profile with limits.ownTrainer, or leave spec.trainer out",),
+    ),
     "InvalidBatchSize": Advice(
         "its batch cannot be shared by its processes", (f"set what the message proposes: {EDIT}",)
     ),

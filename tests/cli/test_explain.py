@@ -224,6 +224,10 @@ MEANINGS = {
         "it names no profile, and there are several default ones",
         (PROFILES, f"set spec.profile: {EDIT}"),
     ),
+    "OwnTrainerForbidden": (
+        "it brings a trainer of its own, which its profile does not allow",
+        ("ask the platform team for a profile with limits.ownTrainer, or leave spec.trainer out",),
+    ),
     "ExceedsProfile": (
         "it asks for more than its profile allows",
         (
@@ -524,7 +528,7 @@ def test_a_new_job_is_given_the_operator_s_time() -> None:
 
 
 def test_fields_of_a_newer_operator_are_left_out_but_not_values() -> None:
-    newer = body(running(usage={"gpuHours": 3}, progress=PROGRESS | {"perplexity": 2.0}))
+    newer = body(running(forecast={"days": 3}, progress=PROGRESS | {"perplexity": 2.0}))
     assert parse_job(newer) == job(running())
 
 

@@ -59,6 +59,7 @@ def test_what_a_report_does_not_say_stays_as_it_was() -> None:
                 "percent": 11,
                 "eta_seconds": 89,
                 "seconds_per_step": 40.0,
+                "step_time": T40,
                 "last_update_time": T40,
             }
         )

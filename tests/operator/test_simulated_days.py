@@ -12,7 +12,12 @@ from simulated_days import Action, goes_wrong, parse, schedule, show, shrink, si
 SEEDS = 200
 IN_ONE_TEST = 10
 SEED = os.environ.get("SEED")
-GROUPS = [range(n, n + IN_ONE_TEST) for n in range(0, SEEDS, IN_ONE_TEST)]
+SOON = 50
+"""So many in `make check`, all of them in `make test`."""
+GROUPS = [
+    pytest.param(range(n, n + IN_ONE_TEST), marks=[pytest.mark.slow] if n >= SOON else [])
+    for n in range(0, SEEDS, IN_ONE_TEST)
+]
 
 
 @pytest.mark.parametrize("seeds", [[int(SEED)]] if SEED else GROUPS, ids=lambda s: f"from {s[0]}")
