@@ -37,10 +37,22 @@ def _unpack(folder: Path) -> None:
         raise RuntimeError("no `prometheus` on PATH, and no apt-get to get Debian's: install one")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    for command in (["apt-get", "download", "prometheus"], ["sh", "-c", "dpkg -x *.deb ."]):
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(f"{command} failed (apt-get update?):\n{done.stderr}")
+    if _run(["apt-get", "download", "prometheus"], folder):  # a fresh image has no lists
+        for command in (["apt-get", "update", "-qq"], ["apt-get", "download", "prometheus"]):
+            problem = _run(command, folder)
+            if problem:
+                raise RuntimeError(f"{command} failed:\n{problem}")
+    (package,) = folder.glob("*.deb")
+    problem = _run(["dpkg", "-x", package.name, "."], folder)
+    if problem:
+        raise RuntimeError(f"{package.name} cannot be unpacked:\n{problem}")
+    package.unlink()
+
+
+def _run(command: list[str], folder: Path) -> str:
+    """What it says against it; empty: it went well."""
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    return (done.stderr or f"exit code {done.returncode}") if done.returncode else ""
 
 
 class Prometheus:
