@@ -78,8 +78,8 @@ bench-progress: ## What 1,000 jobs that report every 5 s cost the operator (QUIC
 	@$(DEV); PYTHONPATH=$(PYTHONPATH):tests/support:bench:. $$V/bin/python bench/progress_load.py $(if $(QUICK),--quick)
 
 .PHONY: bench-trainer
-bench-trainer: ## Our trainer beside TRL's, 8 minutes on an idle machine (QUICK=1: less): build/bench/trainer.json
-	@T=$$(scripts/venv bench); PATH=$$T/bin:$$PATH $$T/bin/python bench/trainer_speed.py $(if $(QUICK),--quick)
+bench-trainer: ## Our trainer beside TRL's, 8 minutes on an idle machine (QUICK=1: less; SEEDS=5: losses of more): build/bench/trainer.json
+	@T=$$(scripts/venv bench); PATH=$$T/bin:$$PATH $$T/bin/python bench/trainer_speed.py $(if $(QUICK),--quick) $(if $(SEEDS),--seeds $(SEEDS))
 
 .PHONY: generate
 generate: ## Write the generated files: CRDs (also in the chart), tables of docs/, dashboards, alert rules

@@ -314,11 +314,12 @@ def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="few steps, each side once")
+    parser.add_argument("--seeds", type=int, default=2, help="rounds, each with a seed of its own")
     parser.add_argument("--fresh", action="store_true", help="prepare model and data anew")
     options = parser.parse_args()
     BUILD.mkdir(parents=True, exist_ok=True)
     work = prepared(options.fresh)
-    steps, rounds = (3, 1) if options.quick else (12, 2)
+    steps, rounds = (3, 1) if options.quick else (12, options.seeds)
     warm(work)
     flops = peak()
     mine, packed = [], []

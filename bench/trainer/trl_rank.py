@@ -26,7 +26,12 @@ PartialState(backend="gloo")
 from datasets import Dataset  # noqa: E402
 from marks import Marks  # noqa: E402
 from peft import LoraConfig  # noqa: E402
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback  # noqa: E402
+from transformers import (  # noqa: E402
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    TrainerCallback,
+    set_seed,
+)
 from trl import SFTConfig, SFTTrainer  # noqa: E402
 
 
@@ -95,6 +100,8 @@ def main() -> None:
     out, rank = Path(CONFIG["out"]), os.environ["RANK"]
     marks = Marks(out / f"{rank}.json", CONFIG.get("measuredStep"))
     lora = CONFIG["lora"]
+    # It makes the adapter before it sets the seed: the same first weights whatever the seed is.
+    set_seed(arguments.seed)
     trainer = Counting(
         model=AutoModelForCausalLM.from_pretrained(CONFIG["model"], dtype=torch.bfloat16),
         args=arguments,
