@@ -8,8 +8,9 @@ from typing import Any
 
 from finetune_cli.jobs import Job, seconds
 
-IRRELEVANT = ("resolved.shape",)
-"""What follows from the model, in hundreds of numbers."""
+IRRELEVANT = ("resolved.shape", "resolved.outputUri")
+"""What follows from the model, in hundreds of numbers; and where the result lies, which has the
+job's own name in it."""
 
 
 @dataclass(frozen=True, slots=True)

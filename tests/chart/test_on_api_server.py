@@ -207,7 +207,7 @@ async def use(cluster: Cluster) -> None:
     assert await cluster.owns("team-a", pod, owner["uid"]) is False
     await cluster.apply_status("team-a", "first", {"phase": "Pending"}, names.FIELD_OWNER)
     with pytest.raises(ApiError, match="409"):
-        await cluster.report_progress("team-a", "first", {}, 1)
+        await cluster.report_progress("team-a", "first", {}, 1, owner["uid"])
     reference = {"kind": "FineTuneJob", "name": "first", "namespace": "team-a"}
     event = {
         "metadata": {"name": "first.1", "namespace": "team-a"},

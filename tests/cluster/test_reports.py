@@ -178,7 +178,7 @@ def test_names_that_are_not_ours_are_read_past(
     assert reporter.post(body) == (200, "")
     assert set(progress(kube, namespace)) == {
         *("attempt", "step", "totalSteps", "percent", "etaSeconds", "loss", "tokensPerSecond"),
-        *("firstStep", "firstStepTime", "lastUpdateTime", "history"),
+        *("firstStep", "firstStepTime", "stepTime", "lastUpdateTime", "history"),
     }
 
 
