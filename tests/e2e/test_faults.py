@@ -20,11 +20,11 @@ from e2e_jobs import (
     fill_memory,
     gone,
     kubectl,
+    logged_until,
     run,
     signal_rank,
     steps_of,
     succeeded,
-    trained_until,
     worker,
 )
 from kube import GROUP, Kube, eventually
@@ -71,7 +71,7 @@ def survives(
 ) -> Json:
     """A job that something happens to, and that succeeds all the same; its status."""
     name = start(kube, fault.replace(" ", "-"), **spec)
-    trained_until(kube, name, FAULT_AFTER)
+    logged_until(kube, name, FAULT_AFTER)
     before = steps_of(name, 0)[-1][0]
     began = time.time()
     disturb(name)
@@ -193,7 +193,7 @@ def test_suspended_and_resumed_at_half_the_size(kube: Kube, undisturbed: float) 
 def test_out_of_memory_ends_the_job_and_says_what_to_lower(kube: Kube, undisturbed: float) -> None:
     """The kernel kills the rank for the container's limit; the same run would meet it again."""
     name = start(kube, "out-of-memory")
-    trained_until(kube, name, FAULT_AFTER)
+    logged_until(kube, name, FAULT_AFTER)
     fill_memory(kube, name, 1)
     failure = failed(kube, name, 300)
     row = {"fault": "out of memory", "outcome": "FailedAsItShould"}

@@ -8,11 +8,11 @@ from e2e_jobs import (
     JOBS,
     failed,
     gone,
+    logged_until,
     run,
     signal_rank,
     steps_of,
     succeeded,
-    trained_until,
 )
 from kube import GROUP, Kube, eventually
 
@@ -60,7 +60,7 @@ def test_a_killed_worker_fails_the_job_with_rank_node_and_last_lines(kube: Kube)
     training_ = EXAMPLE["spec"]["training"] | {"maxSteps": 1000}
     name = run(kube, "killed", training=training_, restartPolicy={"maxRestarts": 0})
 
-    trained_until(kube, name, 1)
+    logged_until(kube, name, 1)
     victim = signal_rank(kube, name, 1, "SIGKILL")
     failure = failed(kube, name, 120)
     assert (failure["class"], failure["stage"], failure["rank"]) == ("Killed", "train", 1)
@@ -80,7 +80,7 @@ def test_a_killed_rank_costs_the_steps_since_the_last_checkpoint_and_not_the_job
 ) -> None:
     checkpoints = {"everySteps": 3}
     name = run(kube, "survives", training=SHORT, checkpoints=checkpoints)
-    trained_until(kube, name, 5)
+    logged_until(kube, name, 5)
     signal_rank(kube, name, 1, "SIGKILL")
     status = succeeded(kube, name)
     (entry,) = status["restarts"]["history"]
@@ -92,7 +92,7 @@ def test_a_killed_rank_costs_the_steps_since_the_last_checkpoint_and_not_the_job
 
 def test_a_suspended_job_keeps_what_it_has_learned(kube: Kube) -> None:
     name = run(kube, "pauses", training=SHORT)
-    trained_until(kube, name, 3)
+    logged_until(kube, name, 3)
     kube.patch(f"{JOBS}/{name}", {"spec": {"suspend": True}})
 
     eventually("the workers to be gone", lambda: gone(kube, name), 120)

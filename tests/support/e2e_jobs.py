@@ -45,8 +45,19 @@ def failed(kube: Kube, name: str, seconds: float = 600) -> Json:
 
 
 def trained_until(kube: Kube, name: str, step: int) -> None:
-    """Wait until the first attempt has logged a step: the status is up to 30 s behind, and steps
-    may take one."""
+    """Wait until so many steps are reported as done."""
+
+    def training() -> Json | None:
+        status = kube.job("demo", name).get("status", {})
+        assert status.get("phase") != "Failed", status
+        return status if ((status.get("progress") or {}).get("step") or 0) >= step else None
+
+    eventually(f"step {step}", training, 900)
+
+
+def logged_until(kube: Kube, name: str, step: int) -> None:
+    """Wait until our trainer has logged a step in its first attempt: the status is up to 30 s
+    behind, and a step may take one."""
 
     def training() -> bool:
         phase = kube.job("demo", name).get("status", {}).get("phase")
