@@ -64,11 +64,11 @@ class OneJob:
         return body | {"metadata": body["metadata"] | {"resourceVersion": str(self._version())}}
 
     async def report_progress(
-        self, namespace: str, name: str, progress: Json, version: int, uid: str
+        self, namespace: str, name: str, part: Json, version: int, uid: str
     ) -> Json:
         if version != self._version():
             raise ApiError(409, "the object has been modified")
-        self._progress, self._writes = {"progress": progress}, self._writes + 1
+        self._progress, self._writes = part, self._writes + 1
         return await self.job(namespace, name)
 
 
