@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
+from document_tables import Tables, filled
 from published_memory import MODELS, published
 
 from finetune_api.fitting import TooLarge, decide
@@ -150,7 +150,7 @@ def comparison() -> list[str]:
     return lines
 
 
-TABLES: dict[str, Callable[[], list[str]]] = {
+TABLES: Tables = {
     "stages": stages,
     "decisions": decisions,
     "published": comparison,
@@ -158,15 +158,8 @@ TABLES: dict[str, Callable[[], list[str]]] = {
 
 
 def written(text: str) -> str:
-    """The document with its tables made anew, each between two comments."""
-    for name, table in TABLES.items():
-        begin, end = f"<!-- table {name} -->\n", f"<!-- end of {name} -->"
-        before, _, rest = text.partition(begin)
-        _, found, after = rest.partition(end)
-        if not found:
-            raise SystemExit(f"{DOCUMENT} has no place for the table {name!r}")
-        text = before + begin + "\n".join(table()) + "\n" + end + after
-    return text
+    """The document with its tables made anew."""
+    return filled(DOCUMENT, text, TABLES)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
+
+from document_tables import Tables, filled
 
 from finetune_api.status import PHASES
 from finetune_operator import families
@@ -53,19 +54,12 @@ def operator() -> list[str]:
     return lines
 
 
-TABLES: dict[str, Callable[[], list[str]]] = {"fleet": fleet, "jobs": jobs, "operator": operator}
+TABLES: Tables = {"fleet": fleet, "jobs": jobs, "operator": operator}
 
 
 def written(text: str) -> str:
-    """The document with its tables made anew, each between two comments."""
-    for name, table in TABLES.items():
-        begin, end = f"<!-- table {name} -->\n", f"<!-- end of {name} -->"
-        before, _, rest = text.partition(begin)
-        _, found, after = rest.partition(end)
-        if not found:
-            raise SystemExit(f"{DOCUMENT} has no place for the table {name!r}")
-        text = before + begin + "\n".join(table()) + "\n" + end + after
-    return text
+    """The document with its tables made anew."""
+    return filled(DOCUMENT, text, TABLES)
 
 
 if __name__ == "__main__":
