@@ -214,10 +214,15 @@ def test_who_stops_it_lets_the_workers_save(
         eventually("it to be waited for", lambda: signal.getsignal(signal.SIGTERM) is heeded)
         os.kill(os.getpid(), number)
 
+    # A shell lets the programs that it starts in the background ignore Ctrl-C: also these tests.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     presser = threading.Thread(target=press)
     presser.start()
-    ended = found.run("prepare")
-    presser.join()
+    try:
+        ended = found.run("prepare")
+    finally:
+        presser.join()
+        signal.signal(signal.SIGINT, before)
     assert (ended.code, (tmp_path / "saved").exists()) == (143, True)
 
 
