@@ -182,7 +182,10 @@ def endpoint(tmp_path: Path) -> Iterator[Endpoint]:
     found.stop()
 
 
-Play = Callable[..., None]
+# The callback reports every five seconds at most: 60 steps last at least twelve.
+SECONDS_PER_STEP = "0.2"
+STEPS = 60
+Play = Callable[[Path, int], None]
 
 
 @pytest.fixture
@@ -208,7 +211,8 @@ def play(run: RunConfig, endpoint: Endpoint, tmp_path: Path) -> Play:
 
     def start(script: Path, steps: int) -> None:
         torchrun = Path(sys.executable).with_name("torchrun")
-        command = [sys.executable, torchrun, script]
+        pace = ROOT / "tests" / "support" / "at_a_pace.py"
+        command = [sys.executable, torchrun, pace, SECONDS_PER_STEP, script]
         subprocess.run(command, check=True, timeout=500, env=env | {"STEPS": str(steps)})
 
     return start
@@ -218,22 +222,23 @@ def test_a_plain_hugging_face_trainer_reports_unmodified_and_goes_on_from_its_ch
     play: Play, endpoint: Endpoint, run: RunConfig
 ) -> None:
     script = ROOT / "examples" / "03-own-trainer" / "train.py"
-    play(script, 160)
+    play(script, STEPS)
     first = endpoint.lines("taken.jsonl")
-    assert (first[0]["percent"], first[0]["totalSteps"]) == (0, 160)
+    assert (first[0]["percent"], first[0]["totalSteps"]) == (0, STEPS)
     assert (first[-1]["percent"], first[-1]["etaSeconds"]) == (100, 0)
     during = [p for p in first if p["percent"] < 100 and p.get("step")]
-    assert during, "training took less than the callback's pause of five seconds"
+    assert during, "nothing was reported between the start and the end"
     assert all({"loss", "learningRate", "gradNorm", "epoch"} <= set(p) for p in during)
 
     endpoint.attempt(1)
-    play(script, 320)
+    play(script, 2 * STEPS)
     second = endpoint.lines("taken.jsonl")[len(first) :]
     begun = next(p for p in second if p.get("step"))
-    assert (begun["attempt"], begun["step"] > 160, begun["totalSteps"]) == (1, True, 320)
+    assert (begun["attempt"], begun["totalSteps"]) == (1, 2 * STEPS)
+    assert begun["step"] > STEPS
     # The pace of the attempt before counts for what is left: the callback itself divides the
     # seconds since its start by all steps, those of the first attempt too.
-    assert begun["etaSeconds"] == round(begun["secondsPerStep"] * (320 - begun["step"]))
+    assert begun["etaSeconds"] == round(begun["secondsPerStep"] * (2 * STEPS - begun["step"]))
     assert endpoint.lines("refused.jsonl") == []
     assert export_found(run).tensors > 10
 
@@ -241,7 +246,7 @@ def test_a_plain_hugging_face_trainer_reports_unmodified_and_goes_on_from_its_ch
 def test_trls_sft_trainer_reports_unmodified(
     play: Play, endpoint: Endpoint, run: RunConfig
 ) -> None:
-    play(ROOT / "tests" / "support" / "trl_sft.py", 160)
+    play(ROOT / "tests" / "support" / "trl_sft.py", STEPS)
     taken = endpoint.lines("taken.jsonl")
     assert (taken[0]["percent"], taken[-1]["percent"], taken[-1]["etaSeconds"]) == (0, 100, 0)
     assert any(p.get("step") and "loss" in p for p in taken)
