@@ -54,6 +54,11 @@ class PodFacts:
         return self.disruption is not None
 
     @property
+    def forced(self) -> bool:
+        """Whether it ran and is removed without time to end: in a second nothing is left of it."""
+        return self.deleted and self.gone_by is None and self.phase == "Running"
+
+    @property
     def alive(self) -> bool:
         """Whether it runs or may come to, also if it was told to stop."""
         return self.phase in ("Pending", "Running")

@@ -142,11 +142,12 @@ def _go_on(
 def _training(plan: Plan, old: FineTuneJobStatus, train: StageFacts, now: str) -> Decision:
     """An attempt is under way, or has ended without success.
 
-    One that is disrupted counts as over at once: the pod that tells of it is soon gone, and all its
-    gang with it.
+    One that is disrupted, or of which a worker is removed by force, counts as over at once: the pod
+    that tells of it is soon gone, and all its gang with it.
     """
     disrupted = any(pod.disrupted and (pod.deleted or not pod.alive) for pod in train.pods)
-    if _is_known(old, train) or (disrupted and not train.suspended):
+    taken = disrupted or any(pod.forced for pod in train.pods)
+    if _is_known(old, train) or (taken and not train.suspended):
         return _again(plan, old, train, now)
     if train.suspended:
         return _after_suspension(train, old)

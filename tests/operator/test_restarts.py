@@ -9,7 +9,13 @@ import pytest
 from simulation import SimulatedCluster
 
 from finetune_api.lifecycle import RestartPolicy
-from finetune_api.status import FineTuneJobStatus, Progress, RestartEntry, Restarts
+from finetune_api.status import (
+    FineTuneJobStatus,
+    LastFailure,
+    Progress,
+    RestartEntry,
+    Restarts,
+)
 from finetune_operator.explain import explain
 from finetune_operator.observe import Observed, StageFacts, observe, seconds
 from finetune_operator.restarts import Again, Enough, add, cause_of, entry, judge
@@ -246,6 +252,38 @@ def test_a_killed_rank_costs_an_attempt_and_not_the_job() -> None:
         }
     )
     assert (cluster.status.phase, cluster.status.attempt) == ("Succeeded", 1)
+
+
+def test_a_worker_deleted_without_time_to_end_is_named_although_only_its_peer_stays() -> None:
+    """Its pod is gone in a second, and the peer knows only that it lost somebody."""
+    cluster = training()
+    (victim,) = (p for p in cluster.pods if p["metadata"]["name"].startswith("docs-train-0-1"))
+    victim["metadata"] |= {"deletionTimestamp": builders.LATER, "deletionGracePeriodSeconds": 0}
+    cluster.settle()
+    first = cluster.status.last_failure
+    assert (cluster.status.phase, first) == (
+        "Restarting",
+        LastFailure.parse(
+            {
+                "class": "Killed",
+                "stage": "train",
+                "message": f"pod {victim['metadata']['name']} was deleted",
+                "rank": 8,
+                "node": "node-1",
+                "pod": victim["metadata"]["name"],
+                "time": "2026-11-22T06:00:10Z",
+            }
+        ),
+    )
+    cluster.fail("docs-train-0", {0: builders.failure("PeerLost", "lost rank 8", 60.0)})
+    cluster.pods.remove(next(p for p in cluster.pods if p["metadata"]["name"] == first.pod))
+    cluster.settle()
+    cluster.clock += 30
+    cluster.settle()
+    restarts = cluster.status.restarts
+    assert restarts is not None
+    assert [(e.cause, e.failure_class) for e in restarts.history] == [("Platform", "Killed")]
+    assert (cluster.status.attempt, cluster.status.last_failure) == (1, first)
 
 
 def test_the_next_attempt_waits_until_no_pod_of_the_last_one_runs() -> None:
