@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, StringConstraints
 
 from finetune_api.base import API_VERSION, ApiModel, rule, rules
+from finetune_api.tracking import Tracker
 
 Quantity = Annotated[
     str,
@@ -134,6 +135,10 @@ class ProfileLimits(ApiModel):
     remote_code: bool = False
     """Run Python code that comes with a model (`auto_map` in its `config.json`) in the pods of the
     job, with all that they may read and write. Off: such models are refused."""
+
+    report_to: Annotated[list[Tracker], Field(max_length=3)] = ["TensorBoard"]
+    """What jobs may have in `spec.tracking.reportTo`. With `MLflow` or `WandB` the first worker of
+    such a job may connect to any address, where else workers reach each other only."""
 
     own_trainer: bool = False
     """Jobs may bring their own image, command and environment (`spec.trainer`). Off: they fail at

@@ -24,6 +24,7 @@ from finetune_api.run_config import (
     PreferenceConfig,
     RunConfig,
     SourceConfig,
+    TrackingConfig,
     TrainingConfig,
 )
 from finetune_api.snapshot import Snapshot, processes
@@ -94,6 +95,7 @@ def run_config(namespace: str, name: str, uid: str, snapshot: Snapshot, paths: P
         evaluation=_evaluation(spec, paths),
         checkpoints=_checkpoints(spec),
         hang=_hang(spec),
+        tracking=_tracking(spec, namespace),
         accelerator=profile.node.accelerator,
         work_dir=work_dir,
         output_uri=output_uri,
@@ -199,6 +201,13 @@ def _hang(spec: FineTuneJobSpec) -> HangConfig:
         evaluating_seconds=wanted.evaluating_seconds,
         checkpointing_seconds=wanted.checkpointing_seconds,
     )
+
+
+def _tracking(spec: FineTuneJobSpec, namespace: str) -> TrackingConfig | None:
+    wanted = spec.tracking
+    if wanted is None:
+        return None
+    return TrackingConfig(report_to=wanted.report_to, project=wanted.project or namespace)
 
 
 _UNITS = {"": 1, "m": 0.001}

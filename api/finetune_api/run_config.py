@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Literal
 
 from finetune_api.base import ApiModel
+from finetune_api.tracking import Tracker
 
 WORK_MODEL = "model"
 """In the work directory: the base model as safetensors with tokenizer, written by prepare."""
@@ -30,6 +31,8 @@ WORK_VERIFICATION = "verify.json"
 """In the work directory: `Verification`, what export proves the result by; written by train."""
 WORK_LOSSES = "losses.jsonl"
 """In the work directory: one line per logged step, for the loss curve."""
+WORK_TRACKING = "tracking"
+"""In the work directory: what TensorBoard shows, what WandB could not send, MLflow's run."""
 WORK_STACKS = "stacks"
 """In the work directory: where the processes stood when they hung, by attempt and rank."""
 WORK_OUTPUT = "output"
@@ -114,6 +117,13 @@ class HangConfig(ApiModel):
     checkpointing_seconds: int | None = None
 
 
+class TrackingConfig(ApiModel):
+    """As in `FineTuneJob.spec.tracking`."""
+
+    report_to: list[Tracker]
+    project: str
+
+
 class MemoryLimit(ApiModel):
     """What one training process has, where the profile says so."""
 
@@ -184,6 +194,7 @@ class RunConfig(ApiModel):
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoints: CheckpointConfig = CheckpointConfig()
     hang: HangConfig = HangConfig()
+    tracking: TrackingConfig | None = None
     accelerator: Literal["CUDA", "CPU"]
     work_dir: str
     """The job's own directory, seen by all its pods."""

@@ -92,6 +92,9 @@ def check(spec: FineTuneJobSpec, profile_name: str, profile: FineTuneProfileSpec
             "(spec.limits.ownTrainer is false); remove it, or use a profile that allows it",
             final=True,
         )
+    forbidden = _trackers(spec, profile_name, profile)
+    if forbidden is not None:
+        return forbidden
     gpus = profile.node.gpus_per_node
     if gpus and procs > gpus:
         return Refused(
@@ -118,4 +121,21 @@ def check(spec: FineTuneJobSpec, profile_name: str, profile: FineTuneProfileSpec
             f"{batch // world} (globalBatchSize {batch} / {world} processes); use Auto or a "
             "divisor of it",
         )
+    return None
+
+
+def _trackers(
+    spec: FineTuneJobSpec, profile_name: str, profile: FineTuneProfileSpec
+) -> Refused | None:
+    wanted = spec.tracking.report_to if spec.tracking else []
+    allowed = profile.limits.report_to
+    for tracker in wanted:
+        if tracker not in allowed:
+            return Refused(
+                "TrackingForbidden",
+                f"spec.tracking.reportTo: profile {profile_name!r} does not allow {tracker} "
+                f"(spec.limits.reportTo is {', '.join(allowed) or 'empty'}); remove it, or use a "
+                "profile that allows it",
+                final=True,
+            )
     return None

@@ -23,6 +23,7 @@ from finetune_api.method import Method, Training, Workers, Zero
 from finetune_api.own_trainer import OwnTrainer
 from finetune_api.sources import DatasetSource, ModelSource, ObjectName, Output
 from finetune_api.status import FineTuneJobStatus
+from finetune_api.tracking import Tracking
 
 MAX_NAME_LENGTH = 48
 """A job's name is part of the host name `<name>-train-<attempt>-<index>`, at most 63 characters."""
@@ -86,6 +87,12 @@ class FineTuneJobSpec(ApiModel):
                 ".dataset.longExamples",
             ),
             rule(
+                "!has(self.tracking) || !has(self.trainer)",
+                "spec.tracking is for the built-in training; remove it, and let your own script "
+                "report: its variables go into spec.trainer.env",
+                ".tracking",
+            ),
+            rule(
                 "!has(self.evaluation) || !has(self.evaluation.everySteps)"
                 " || self.dataset.evalFraction > 0.0",
                 "spec.evaluation.everySteps measures on held-out examples; set "
@@ -125,6 +132,10 @@ class FineTuneJobSpec(ApiModel):
 
     checkpoints: Checkpoints = Checkpoints()
     """What a run that is interrupted goes on from."""
+
+    tracking: Tracking | None = None
+    """TensorBoard, MLflow, Weights & Biases. Default: the status, Prometheus and the model card
+    only."""
 
     suspend: bool = False
     """Stop, and keep everything: the workers save a checkpoint and their pods go; a job that has

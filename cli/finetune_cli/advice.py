@@ -210,6 +210,13 @@ WAITS: dict[str, Advice[str]] = {
         "it asks for more than its profile allows",
         (f"lower the field that the message names, or set another spec.profile: {EDIT}", PROFILES),
     ),
+    "TrackingForbidden": Advice(
+        "it reports to a service that its profile does not allow",
+        (
+            "take what the message names out of spec.tracking.reportTo, or ask the platform team "
+            "for a profile with limits.reportTo",
+        ),
+    ),
     "OwnTrainerForbidden": Advice(
         "it brings a trainer of its own, which its profile does not allow",
         ("ask the platform team for a profile with limits.ownTrainer, or leave spec.trainer out",),

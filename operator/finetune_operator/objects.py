@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from finetune_api.base import API_VERSION
-from finetune_operator import names
+from finetune_operator import names, trackers
 from finetune_operator.names import Stage
 from finetune_operator.plan import Plan
 from finetune_operator.pods import pod_spec
@@ -150,6 +150,16 @@ def network_policies(plan: Plan, settings: Settings) -> tuple[Manifest, Manifest
     )
 
 
+def tracking_policy(plan: Plan) -> tuple[Manifest, ...]:
+    """Where the job reports to a tracker's server."""
+    spec = trackers.policy_spec(plan)
+    if spec is None:
+        return ()
+    metadata = _metadata(plan, f"{plan.name}-tracking")
+    head = {"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": metadata}
+    return (head | {"spec": spec},)
+
+
 def stage_job(plan: Plan, stage: Stage, attempt: int, settings: Settings) -> Manifest:
     """The Kubernetes Job of a stage."""
     mine = labels(plan, stage, attempt)
@@ -190,6 +200,7 @@ def preparing_objects(plan: Plan, settings: Settings) -> tuple[Manifest, ...]:
     return (
         *claim,
         *network_policies(plan, settings),
+        *tracking_policy(plan),
         stage_job(plan, "prepare", 0, settings),
     )
 

@@ -8,7 +8,7 @@ from finetune_api import progress
 from finetune_api.names import MODULES, USER
 from finetune_api.resolve import claim_of
 from finetune_api.run_config import ENV_ATTEMPT, ENV_HEARTBEAT
-from finetune_operator import names, own
+from finetune_operator import names, own, trackers
 from finetune_operator.names import Stage
 from finetune_operator.observe import PROBE_FAILURES
 from finetune_operator.plan import Plan
@@ -109,6 +109,7 @@ def _env(plan: Plan, stage: Stage, attempt: int, settings: Settings) -> list[Man
         {"name": "TRITON_CACHE_DIR", "value": f"{names.TMP_DIR}/triton"},
     ]
     found += own.variables(plan, stage)
+    found += trackers.variables(plan, stage)
     if stage == "prepare":
         sources = (
             ("HF_TOKEN", spec.model),

@@ -224,6 +224,13 @@ MEANINGS = {
         "it names no profile, and there are several default ones",
         (PROFILES, f"set spec.profile: {EDIT}"),
     ),
+    "TrackingForbidden": (
+        "it reports to a service that its profile does not allow",
+        (
+            "take what the message names out of spec.tracking.reportTo, or ask the platform team "
+            "for a profile with limits.reportTo",
+        ),
+    ),
     "OwnTrainerForbidden": (
         "it brings a trainer of its own, which its profile does not allow",
         ("ask the platform team for a profile with limits.ownTrainer, or leave spec.trainer out",),

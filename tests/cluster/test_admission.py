@@ -52,6 +52,7 @@ def test_five_lines_are_enough(kube: Kube) -> None:
         {"spec.model": {"uri": "pvc://team-models/llama", "secretRef": {"name": "hf-token"}}},
         {"spec.hangPolicy": {"action": "Report", "trainingSeconds": 300, "loadingSeconds": 900}},
         {"spec.hangPolicy": {"action": "Fail", "trainingSeconds": "Auto"}},
+        {"spec.tracking": {"reportTo": ["TensorBoard", "MLflow", "WandB"], "project": "docs"}},
         {"spec.ttlSecondsAfterFinished": {"failed": 60}},
         {"spec.trainer": {}, "spec.workers": {"numNodes": 3, "numProcPerNode": 1}},
         {
@@ -105,6 +106,21 @@ REFUSED: dict[str, tuple[Json, str, str]] = {
         {"spec.trainer.env": [{"name": "A"}]},
         "spec.trainer.env",
         "either a value or a secretKeyRef",
+    ),
+    "a tracker named twice": (
+        {"spec.tracking": {"reportTo": ["WandB", "WandB"]}},
+        "spec.tracking.reportTo",
+        "name each of TensorBoard, MLflow and WandB once",
+    ),
+    "a tracker that there is not": (
+        {"spec.tracking": {"reportTo": ["Comet"]}},
+        "spec.tracking.reportTo",
+        'supported values: "TensorBoard", "MLflow", "WandB"',
+    ),
+    "a tracker of another trainer": (
+        {"spec.trainer": {}, "spec.tracking": {"reportTo": ["TensorBoard"]}},
+        "spec.tracking",
+        "let your own script report",
     ),
     "a merge of what another trainer leaves": (
         {"spec.trainer": {}, "spec.output": {"uri": "pvc://models/docs", "merge": True}},

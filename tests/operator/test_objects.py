@@ -29,6 +29,11 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             },
             "dataset": {"uri": "configmap://team-docs/docs.jsonl"},
             "output": {"uri": "pvc://team-models/docs", "merge": True},
+            "tracking": {
+                "reportTo": ["TensorBoard", "MLflow", "WandB"],
+                "project": "llamas",
+                "secretRef": {"name": "tracking"},
+            },
         },
         {
             "default": True,
@@ -40,7 +45,8 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
                 "schedulerName": "kai-scheduler",
             },
             "storage": {"storageClassName": "fast", "size": "1Ti", "accessMode": "ReadWriteOnce"},
-            "env": {"NCCL_DEBUG": "WARN"},
+            "limits": {"reportTo": ["TensorBoard", "MLflow", "WandB"]},
+            "env": {"NCCL_DEBUG": "WARN", "MLFLOW_TRACKING_URI": "https://mlflow.example"},
         },
     ),
     "own-trainer": (

@@ -212,8 +212,14 @@ class LossLog:
         say: Callable[[str], None],
         monotonic: Callable[[], float] = time.monotonic,
         resumed_from: int = 0,
+        also: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
-        """Start the file anew, or after the step of the checkpoint that the run goes on from."""
+        """Start the file anew, or after the step of the checkpoint that the run goes on from.
+
+        Args:
+            also: Gets every line of the file that is new.
+        """
+        self._also = also
         self._monotonic, self._last = monotonic, monotonic()
         self._path = path
         self._path.write_text("".join(_lines_until(path, resumed_from)))
@@ -259,6 +265,8 @@ class LossLog:
     def _write(self, line: dict[str, Any]) -> None:
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+        if self._also:
+            self._also(line)
 
 
 def _lines_until(path: Path, step: int) -> Iterator[str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from finetune_api.run_config import PREFERENCES, RunConfig
 from finetune_trainer.errors import ConfigurationError
+from finetune_trainer.tracking import check_tracking
 
 
 def check_run(run: RunConfig) -> None:
@@ -23,6 +24,7 @@ def check_run(run: RunConfig) -> None:
     problems = [*_sizes(run), *_rates(run), *_method(run)]
     if problems:
         raise ConfigurationError("; ".join(problems))
+    check_tracking(run)
 
 
 def check_directories(run: RunConfig) -> None:

@@ -30,7 +30,7 @@ from finetune_api.run_config import (
     RunConfig,
 )
 from finetune_trainer import logs
-from finetune_trainer.errors import DivergedError, InternalError, TrainerError
+from finetune_trainer.errors import DivergedError, InternalError, StoppedError, TrainerError
 from finetune_trainer.fit import resolved_run
 from finetune_trainer.outcome_file import (
     ENV_TERMINATION_LOG,
@@ -42,6 +42,7 @@ from finetune_trainer.outcome_file import (
 from finetune_trainer.report import NullReporter, reporter_from
 from finetune_trainer.stacks import Shelf
 from finetune_trainer.stopping import StopRequest
+from finetune_trainer.tracking import Tracking
 from finetune_trainer.watch import Measures, Watch
 from finetune_trainer.watchdog import Watchdog
 
@@ -96,7 +97,7 @@ def train(run: RunConfig, gang: Gang, watch: Watch, stop: StopRequest | None = N
     history = History(engine, run, gang, prepared)
     resumed = history.resume()
     first = resumed.step if resumed else 0
-    _open_log(watch, work, gang, prepared.total_steps, first)
+    _open_log(watch, run, gang, prepared.total_steps, first)
     if resumed and resumed.step:
         _go_on(watch, resumed.step, resumed.state.seconds, prepared.total_steps)
     state = (
@@ -168,11 +169,17 @@ def _size(directory: Path) -> int:
     return sum(path.stat().st_size for path in directory.iterdir() if path.is_file())
 
 
-def _open_log(watch: Watch, work: Path, gang: Gang, total_steps: int, first: int) -> None:
+def _open_log(watch: Watch, run: RunConfig, gang: Gang, total_steps: int, first: int) -> None:
     from finetune_trainer.loop import LossLog
 
     if gang.is_lead:
-        watch.log = LossLog(work / WORK_LOSSES, total_steps, logs.say, resumed_from=first)
+        path = Path(run.work_dir) / WORK_LOSSES
+        if run.tracking is not None:
+            from finetune_trainer.trackers import WRITERS
+
+            watch.tracking = Tracking(run, first, logs.warn, WRITERS)
+        also = watch.tracking.take if watch.tracking else None
+        watch.log = LossLog(path, total_steps, logs.say, resumed_from=first, also=also)
     elif directory := os.environ.get(ENV_OUTCOME_DIRECTORY):
         # Only rank 0 speaks. The others keep their lines, for when one of them is killed.
         quiet = Path(directory) / f"{gang.rank}.log"
@@ -258,9 +265,11 @@ def _one_rank(argv: list[str], rank: int, watch: Watch) -> int:
             traceback.print_exception(exc, file=sys.stdout)
         logs.warn(f"rank {rank} failed ({failure.failure_class}): {failure.message}")
         write_outcome(Outcome(failure=failure))
+        watch.close("Stopped" if isinstance(exc, StoppedError) else "Failed")
         return int(exit_code(failure.failure_class))
     watch.reporter.update(activity="Done", eta_seconds=0)
     watch.reporter.close()
+    watch.close("Done")
     write_outcome(Outcome(train=facts))
     return 0
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from finetune_api.run_config import PREFERENCES
 from finetune_trainer.report import Estimate, Reporter
+from finetune_trainer.tracking import State, Tracking
 from finetune_trainer.watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -28,8 +29,15 @@ class Watch:
     estimate: Estimate = field(default_factory=Estimate)
     log: LossLog | None = None
     """What rank 0 says; what the others keep to themselves."""
+    tracking: Tracking | None = None
+    """Of rank 0, where the job asks for it."""
     step: int | None = None
     """Optimizer steps done, those of earlier attempts included."""
+
+    def close(self, state: State) -> None:
+        """The attempt is over."""
+        if self.tracking:
+            self.tracking.close(state)
 
     def doing(self, activity: Doing, size: int = 0) -> None:
         """What comes next on this process: every change passes through here.

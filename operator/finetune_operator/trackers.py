@@ -1,0 +1,57 @@
+"""What `spec.tracking` changes in a job's objects; the trainer does the rest."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from finetune_api.run_config import WORK_TRACKING
+from finetune_api.tracking import REMOTE, SECRET_KEYS
+from finetune_operator import names
+from finetune_operator.names import Stage
+from finetune_operator.plan import Plan
+
+Manifest = dict[str, Any]
+
+ANYWHERE = [
+    {"ipBlock": {"cidr": "0.0.0.0/0", "except": ["169.254.0.0/16"]}},
+    {"ipBlock": {"cidr": "::/0", "except": ["fe80::/10"]}},
+]
+"""But for link-local addresses: those of a cloud's metadata."""
+
+
+def variables(plan: Plan, stage: Stage) -> list[Manifest]:
+    """For the libraries: their secrets, and directories that can be written.
+
+    Prepare has them too: it finds out what is missing before a GPU is held. What the profile sets
+    is the platform team's choice, and a variable must not stand twice in a container.
+    """
+    wanted = plan.snapshot.spec.tracking
+    if wanted is None or stage == "export":
+        return []
+    found: list[Manifest] = []
+    if wanted.secret_ref is not None:
+        for key in (key for key in SECRET_KEYS if key not in plan.snapshot.profile.env):
+            ref = {"name": wanted.secret_ref.name, "key": key, "optional": True}
+            found.append({"name": key, "valueFrom": {"secretKeyRef": ref}})
+    if "WandB" in wanted.report_to:
+        found += [
+            {"name": "WANDB_DIR", "value": f"{plan.run.work_dir}/{WORK_TRACKING}"},
+            *(
+                {"name": f"WANDB_{kind}_DIR", "value": f"{names.TMP_DIR}/wandb"}
+                for kind in ("CACHE", "CONFIG", "DATA")
+            ),
+        ]
+    return found
+
+
+def policy_spec(plan: Plan) -> Manifest | None:
+    """The first worker, which reports for all, may go out to a tracker's server."""
+    wanted = plan.snapshot.spec.tracking
+    if wanted is None or not any(tracker in REMOTE for tracker in wanted.report_to):
+        return None
+    first = {names.LABEL_JOB: plan.name, names.LABEL_STAGE: "train", names.LABEL_INDEX: "0"}
+    return {
+        "podSelector": {"matchLabels": first},
+        "policyTypes": ["Egress"],
+        "egress": [{"to": ANYWHERE, "ports": [{"protocol": "TCP"}]}],
+    }
