@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from localcluster import oci
@@ -52,14 +53,34 @@ def copy_image(layout: Layout, source: int, target: int, reference: str) -> None
         raise ClusterError(f"copying {reference} to node-{target} failed: {result.stderr}")
 
 
+def _images(layout: Layout, number: int) -> dict[str, str]:
+    lines = _ctr(layout, number, "images", "list").splitlines()[1:]
+    return {line.split()[0]: line.split()[2] for line in lines}
+
+
+def _is_ours(reference: str) -> bool:
+    return not reference.startswith(("sha256:", "import-")) and "@" not in reference
+
+
 def image_digests(layout: Layout, number: int) -> dict[str, str]:
     """Return the images of a node that have a name of ours, with their digests."""
-    found = {}
-    for line in _ctr(layout, number, "images", "list").splitlines()[1:]:
-        reference, _, digest, *_ = line.split()
-        if not reference.startswith(("sha256:", "import-")) and "@" not in reference:
-            found[reference] = digest
-    return found
+    return {ref: digest for ref, digest in _images(layout, number).items() if _is_ours(ref)}
+
+
+def superseded(images: Mapping[str, str]) -> list[str]:
+    """Of references with their digests, those by id whose image has lost its name to a newer one.
+
+    The kubelet's side of containerd keeps them, and with them the layers: five gigabytes each.
+    """
+    named = {digest for reference, digest in images.items() if _is_ours(reference)}
+    return sorted(r for r, d in images.items() if r.startswith("sha256:") and d not in named)
+
+
+def forget_superseded(layout: Layout, number: int) -> None:
+    """Remove images of a node that another build has taken the name of."""
+    found = superseded(_images(layout, number))
+    if found:
+        _ctr(layout, number, "images", "remove", *found, check=False)
 
 
 def ensure_pause(layout: Layout, number: int, program: Path) -> None:

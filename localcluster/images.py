@@ -130,6 +130,8 @@ def build(
     if subprocess.run(command, stdout=sys.stderr).returncode:
         raise ClusterError(f"building {tag} failed: see above, and {layout.log(BUILDKITD)}")
     synchronise(layout, state)
+    for number in range(1, state.nodes + 1):
+        containers.forget_superseded(layout, number)
     print(f"built {tag} in {time.monotonic() - began:.1f} s")
 
 

@@ -1,5 +1,5 @@
-"""Metric families of the statuses of all jobs: a pure function, also of an operator that has just
-started."""
+"""Metric families over the statuses of all jobs: pure functions, also of an operator that has just
+started. The families of single jobs: `job_metrics`."""
 
 from __future__ import annotations
 
@@ -8,14 +8,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 
 from prometheus_client.core import (
-    CounterMetricFamily,
     GaugeHistogramMetricFamily,
     GaugeMetricFamily,
     Metric,
 )
 
 from finetune_api.status import PHASES, FineTuneJobStatus
-from finetune_operator.job_metrics import JOB_METRICS, JobMetric
 from finetune_operator.job_values import Seen
 from finetune_operator.usage import advance
 
@@ -35,14 +33,14 @@ NO_PROFILE = "none"
 """The profile of a job that has not started."""
 
 
-def families(statuses: Mapping[Key, FineTuneJobStatus], now: float) -> list[Metric]:
-    """Everything about jobs.
+def seen(statuses: Mapping[Key, FineTuneJobStatus], now: float) -> list[Seen]:
+    """The jobs, as a scrape sees them.
 
     Args:
         now: Seconds since the epoch.
     """
     moment = datetime.fromtimestamp(now, UTC).isoformat()
-    jobs = [
+    return [
         Seen(
             namespace=namespace,
             name=name,
@@ -52,12 +50,11 @@ def families(statuses: Mapping[Key, FineTuneJobStatus], now: float) -> list[Metr
         )
         for (namespace, name), status in sorted(statuses.items())
     ]
-    return [
-        _counts(jobs),
-        _phase_seconds(jobs),
-        _queue_wait(jobs),
-        *(_family(metric, jobs) for metric in JOB_METRICS),
-    ]
+
+
+def aggregates(jobs: Sequence[Seen]) -> list[Metric]:
+    """What is told of all jobs together."""
+    return [_counts(jobs), _phase_seconds(jobs), _queue_wait(jobs)]
 
 
 def _profile(job: Seen) -> str:
@@ -98,12 +95,3 @@ def _buckets(spent: Iterable[int]) -> list[tuple[str, float]]:
     values = list(spent)
     counted = [(str(float(le)), float(sum(v <= le for v in values))) for le in BUCKETS]
     return [*counted, ("+Inf", float(len(values)))]
-
-
-def _family(metric: JobMetric, jobs: Sequence[Seen]) -> Metric:
-    kind = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
-    found = kind(metric.name, metric.text, labels=["namespace", "job", *metric.labels])
-    for job in jobs:
-        for labels, value in metric.values(job):
-            found.add_metric([job.namespace, job.name, *labels], value)
-    return found

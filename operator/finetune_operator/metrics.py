@@ -10,7 +10,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
 
 from finetune_api.status import FineTuneJobStatus, Progress
-from finetune_operator.families import families
+from finetune_operator.exposition import exposition
+from finetune_operator.families import seen
 from finetune_operator.observe import seconds
 
 Key = tuple[str, str]
@@ -76,6 +77,7 @@ class Metrics:
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         """`clock`: seconds since the epoch."""
         self.registry = CollectorRegistry()
+        """Of the operator itself."""
         self._statuses: dict[Key, FineTuneJobStatus] = {}
         self._versions: dict[Key, int] = {}
         self._reported: dict[Key, Progress] = {}
@@ -91,8 +93,12 @@ class Metrics:
         self._depth = self._gauge("finetune_operator_queue_depth")
         self._age = self._gauge("finetune_operator_queue_age_seconds")
         self._silence: Callable[[], Mapping[str, float]] = dict
+        self._clock = clock
         self.registry.register(_Own(lambda: self._silence()))
-        self.registry.register(_Statuses(self.shown, clock))
+
+    def text(self, accept: str = "") -> tuple[bytes, str]:
+        """A scrape and its content type, in the format that the header `Accept` asks for."""
+        return exposition(self.registry, seen(self.shown(), self._clock()), accept)
 
     def lead(self) -> None:
         """From now on this replica shows the jobs; what a standby knows is soon out of date."""
@@ -169,20 +175,6 @@ def _named(name: str) -> tuple[str, str]:
 
 def _age(progress: Progress) -> tuple[int, float]:
     return progress.attempt, seconds(progress.last_update_time)
-
-
-class _Statuses:
-    """A collector over the statuses, evaluated at each scrape."""
-
-    def __init__(
-        self,
-        statuses: Callable[[], Mapping[Key, FineTuneJobStatus]],
-        clock: Callable[[], float],
-    ) -> None:
-        self._statuses, self._clock = statuses, clock
-
-    def collect(self) -> Iterable[Metric]:
-        return families(self._statuses(), self._clock())
 
 
 class _Own:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import json
+import os
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,9 @@ async def open_transport(
             kubeconfig, client_configuration=configuration
         )
     configuration.trace_configs = [_last_look()]
+    # Else a file (netrc) is looked for in a thread before every request without a token.
+    proxied = any(name.lower().endswith("_proxy") for name in os.environ)
+    configuration.client_session_kwargs = {"trust_env": proxied}
     return Transport(client.ApiClient(configuration), user_agent, sleep, answered)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from localcluster import addons, controlplane, images, nodeconfig
+from localcluster import addons, containers, controlplane, images, nodeconfig
 from localcluster.layout import Layout, State
 from localcluster.node import is_ready
 from localcluster.pki import ensure_authority, ensure_certificate, kubeconfig
@@ -119,3 +119,15 @@ def test_a_build_names_its_dockerfile_arguments_and_output() -> None:
     assert "--opt=build-arg:K=V" in command
     assert "--local=dockerfile=/a" in command
     assert any("name=localhost/x:dev" in word for word in command)
+
+
+def test_an_image_whose_name_a_newer_one_has_taken_is_not_kept() -> None:
+    stored = {
+        "localhost/finetune-trainer:dev": "sha256:new",
+        "sha256:id-of-the-new": "sha256:new",
+        "sha256:id-of-the-old": "sha256:old",
+        "import-2026-11-22@sha256:base": "sha256:base",
+        "localhost/pause:1": "sha256:pause",
+        "sha256:id-of-pause": "sha256:pause",
+    }
+    assert containers.superseded(stored) == ["sha256:id-of-the-old"]

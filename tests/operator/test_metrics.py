@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import metrics_table
 import pytest
-from prometheus_client import generate_latest
-from prometheus_client.openmetrics.exposition import generate_latest as open_metrics
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.exposition import choose_encoder
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from running_statuses import NOW, running
 from tools import run_tool
 
 from finetune_api.status import FineTuneJobStatus, Progress
 from finetune_api.usage import Badput, Usage
-from finetune_operator.families import families
+from finetune_operator.families import seen
 from finetune_operator.job_metrics import JOB_METRICS
 from finetune_operator.metrics import OWN_METRICS, Metrics
 
@@ -29,8 +30,15 @@ RUNNING = FineTuneJobStatus(
 )
 
 
+OPEN_METRICS = "application/openmetrics-text; version=1.0.0"
+
+
+def open_metrics(metrics: Metrics) -> str:
+    return metrics.text(OPEN_METRICS)[0].decode()
+
+
 def samples(metrics: Metrics) -> dict[str, float]:
-    lines = generate_latest(metrics.registry).decode().splitlines()
+    lines = metrics.text()[0].decode().splitlines()
     pairs = [line.rsplit(" ", 1) for line in lines if line.startswith("finetune_job")]
     return {name: float(value) for name, value in pairs if float(value)}
 
@@ -39,7 +47,7 @@ def test_a_running_job_shows_what_it_reported_and_nothing_else() -> None:
     metrics = Metrics(lambda: 1_795_327_290.0)  # 90 s after the last report
     metrics.see(("team-a", "docs"), RUNNING, 7)
     metrics.see(("team-a", "new"), FineTuneJobStatus(), 8)
-    job = '{job="docs",namespace="team-a"}'
+    job = '{namespace="team-a",job="docs"}'
     assert samples(metrics) == {
         'finetune_jobs{namespace="team-a",phase="Pending",profile="none"}': 1,
         'finetune_jobs{namespace="team-a",phase="Running",profile="none"}': 1,
@@ -92,7 +100,7 @@ def test_a_scrape_adds_what_is_held_since_the_account_was_written() -> None:
     metrics.see(("team-a", "docs"), RUNNING.model_copy(update={"usage": ACCOUNT}), 7)
     found = samples(metrics)
     shown = {
-        name.removeprefix("finetune_job_").replace('job="docs",namespace="team-a"', "J"): value
+        name.removeprefix("finetune_job_").replace('namespace="team-a",job="docs"', "J"): value
         for name, value in found.items()
         if any(word in name for word in ("held", "useful", "badput", "goodput", "cost", "holding"))
     }
@@ -100,11 +108,11 @@ def test_a_scrape_adds_what_is_held_since_the_account_was_written() -> None:
         'holding{J,unit="GPU"}': 16,
         'held_seconds{J,unit="GPU"}': 1400,
         'useful_seconds{J,unit="GPU"}': 400,
-        'badput_seconds{J,reason="start_up",unit="GPU"}': 150,
-        'badput_seconds{J,reason="lost_steps",unit="GPU"}': 50,
+        'badput_seconds{J,unit="GPU",reason="start_up"}': 150,
+        'badput_seconds{J,unit="GPU",reason="lost_steps"}': 50,
         "goodput_ratio{J}": 1 - 200 / 1400,
-        'cost{currency="EUR",J}': 1.4,
-        'estimated_cost{currency="EUR",J}': 1.4,
+        'cost{J,currency="EUR"}': 1.4,
+        'estimated_cost{J,currency="EUR"}': 1.4,
     }
 
 
@@ -112,13 +120,13 @@ def test_histograms_are_of_the_jobs_that_exist() -> None:
     metrics = Metrics(lambda: NOW)
     status = RUNNING.model_copy(update={"usage": ACCOUNT, "phase_seconds": {"Preparing": 90}})
     metrics.see(("team-a", "docs"), status, 7)
-    value = metrics.registry.get_sample_value
+    lines = dict(line.rsplit(" ", 1) for line in open_metrics(metrics).splitlines())
     assert [
-        value("finetune_job_phase_seconds_bucket", {"phase": "Preparing", "le": le})
+        lines[f'finetune_job_phase_seconds_bucket{{le="{le}",phase="Preparing"}}']
         for le in ("60.0", "120.0", "+Inf")
-    ] == [0, 1, 1]
-    assert value("finetune_job_phase_seconds_gsum", {"phase": "Preparing"}) == 90
-    assert value("finetune_job_queue_wait_seconds_gsum", {"profile": "none"}) == 45
+    ] == ["0.0", "1.0", "1.0"]
+    assert lines['finetune_job_phase_seconds_gsum{phase="Preparing"}'] == "90.0"
+    assert lines['finetune_job_queue_wait_seconds_gsum{profile="none"}'] == "45.0"
 
 
 def test_a_reason_that_nobody_foresaw_is_another_one() -> None:
@@ -133,8 +141,8 @@ def test_a_reason_that_nobody_foresaw_is_another_one() -> None:
     }
     status = FineTuneJobStatus.parse({"phase": "Starting", "conditions": [waiting]})
     metrics.see(("team-a", "docs"), status, 7)
-    labels = {"namespace": "team-a", "job": "docs", "reason": "Other"}
-    assert metrics.registry.get_sample_value("finetune_job_waiting_seconds", labels) == 90
+    name = 'finetune_job_waiting_seconds{namespace="team-a",job="docs",reason="Other"}'
+    assert samples(metrics)[name] == 90
 
 
 def thousand() -> Metrics:
@@ -145,7 +153,7 @@ def thousand() -> Metrics:
 
 
 def test_a_thousand_running_jobs_have_thirty_series_each_and_few_beside() -> None:
-    families_ = list(text_string_to_metric_families(open_metrics(thousand().registry).decode()))
+    families_ = list(text_string_to_metric_families(open_metrics(thousand())))
     of_jobs = [s for f in families_ for s in f.samples if "job" in s.labels]
     beside = [s for f in families_ for s in f.samples if "job" not in s.labels]
     assert len(of_jobs) <= 30_000
@@ -158,7 +166,7 @@ def test_openmetrics_and_promtool_can_read_it() -> None:
     metrics.asked("GET", 200)
     metrics.progress_reports.labels("200").inc()
     metrics.watch(lambda: {"pods": 3.0})
-    text = open_metrics(metrics.registry).decode()
+    text = open_metrics(metrics)
     read = {f.name: f for f in text_string_to_metric_families(text)}
     names = {"finetune_jobs", "finetune_job_phase_seconds", "finetune_job_queue_wait_seconds"}
     wanted = names | {m.name for m in (*JOB_METRICS, *OWN_METRICS)}
@@ -173,7 +181,7 @@ def test_openmetrics_and_promtool_can_read_it() -> None:
 
 @pytest.mark.cluster
 def test_promtool_finds_nothing_to_complain_about() -> None:
-    text = generate_latest(thousand().registry).decode()
+    text = thousand().text()[0].decode()
     done = run_tool("promtool", "check", "metrics", stdin=text)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
@@ -184,4 +192,38 @@ def test_the_tables_of_the_document_are_those_of_the_code() -> None:
 
 
 def test_no_jobs_have_no_series() -> None:
-    assert [sample for family in families({}, 0.0) for sample in family.samples] == []
+    assert samples(Metrics()) == {}
+
+
+@pytest.mark.parametrize("accept", ["", OPEN_METRICS])
+def test_lines_about_jobs_are_those_of_prometheus_client(accept: str) -> None:
+    """But for the order of labels, which has no meaning."""
+
+    def ordered(line: str) -> str:
+        name, brace, rest = line.partition("{")
+        labels, _, value = rest.rpartition("}")
+        return f"{name}{brace}{','.join(sorted(labels.split(',')))}{value}" if brace else line
+
+    statuses = {
+        ("team-a", name): running(number, phase)
+        for number, (name, phase) in enumerate(
+            [("docs", "Running"), ("waits", "Starting"), ('a"b\\c\nd', "Failed")]
+        )
+    }
+    metrics = Metrics(lambda: NOW)
+    for version, (key, status) in enumerate(statuses.items()):
+        metrics.see(key, status, version)
+    text, content_type = metrics.text(accept)
+    library, expected_type = choose_encoder(accept)
+    reference = CollectorRegistry()
+    for metric in JOB_METRICS:
+        kind = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
+        family = kind(metric.name, metric.text, labels=["namespace", "job", *metric.labels])
+        for job in seen(statuses, NOW):
+            for labels, value in metric.values(job):
+                family.add_metric([job.namespace, job.name, *labels], value)
+        reference.register(type("Found", (), {"collect": lambda self, f=family: [f]})())
+    expected = [ordered(line) for line in library(reference).decode().splitlines()]
+    ours = [ordered(line) for line in text.decode().splitlines()]
+    assert content_type == expected_type
+    assert ours[len(ours) - len(expected) :] == expected

@@ -87,7 +87,7 @@ class Operator:
         try:
             url = f"http://127.0.0.1:{self.metrics_port}/readyz"
             return requests.get(url, timeout=2).status_code == 200
-        except requests.ConnectionError:
+        except (requests.ConnectionError, requests.Timeout):
             return False
 
     @property
