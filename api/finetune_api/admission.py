@@ -45,7 +45,7 @@ def policy_spec() -> Json:
             {
                 "name": "it-is-the-profile-of-the-job",
                 "expression": "has(object.spec.profile) ?"
-                " object.spec.profile == params.metadata.name : params.spec.default",
+                " object.spec.profile == params.metadata.name : params.spec.default == true",
             },
             {
                 # A job keeps the profile that it started with, whatever became of that since.
