@@ -36,24 +36,24 @@ def used_up(usage: Usage | None, allowance: Allowance | None) -> list[tuple[floa
     if allowance is None or usage is None or usage.unit != "GPU":
         return []
     found = []
-    for held, says in _limits(allowance):
+    for held, says, limit in _limits(allowance):
         left = held - usage.held_seconds
         if left > 0 and not usage.holding:
             continue
         at = seconds(usage.time) + (left / usage.holding if left > 0 else 0)
-        found.append((at, f"{says} of profile '{allowance.profile_name}'"))
+        found.append((at, f"{says} (limits.{limit} of profile '{allowance.profile_name}')"))
     return found
 
 
-def _limits(allowance: Allowance) -> list[tuple[float, str]]:
-    """Seconds of one GPU that may be held, and what is said of it."""
+def _limits(allowance: Allowance) -> list[tuple[float, str, str]]:
+    """Seconds of one GPU that may be held, what is said of it, and the limit."""
     limits, price = allowance.limits, allowance.price
-    found: list[tuple[float, str]] = []
+    found: list[tuple[float, str, str]] = []
     if limits.max_gpu_hours is not None:
         hours = limits.max_gpu_hours
-        found.append((hours * 3600.0, f"the job has held {hours} GPU-hours (limits.maxGpuHours)"))
+        found.append((hours * 3600.0, f"the job has held {hours} GPU-hours", "maxGpuHours"))
     if limits.max_cost is not None and price is not None and Decimal(price.per_gpu_hour):
         affordable = Decimal(limits.max_cost) / Decimal(price.per_gpu_hour) * 3600
         cost = f"{limits.max_cost} {price.currency}"
-        found.append((float(affordable), f"the job has cost {cost} (limits.maxCost)"))
+        found.append((float(affordable), f"the job has cost {cost}", "maxCost"))
     return found
