@@ -86,7 +86,7 @@ bench-trainer: ## Our trainer beside TRL's, 8 minutes on an idle machine (QUICK=
 generate: ## Write the generated files: CRDs (also in the chart), tables of docs/, dashboards, alert rules
 	@$(DEV); $$V/bin/python -m finetune_api.crd crds; $$V/bin/python -m finetune_api.crd charts/finetune-operator/files/crds; \
 	$$V/bin/python -m finetune_api.admission charts/finetune-operator/files/admission/profile-limits.yaml; \
-	$$V/bin/python scripts/memory_table.py; $$V/bin/python scripts/metrics_table.py; $$V/bin/python scripts/monitoring.py
+	$$V/bin/python scripts/memory_table.py; $$V/bin/python scripts/metrics_table.py; $$V/bin/python scripts/monitoring.py; $$V/bin/python scripts/profile_table.py
 .PHONY: format
 format: ## Format the code
 	@$(DEV); $$V/bin/ruff format .; $$V/bin/ruff check --fix .

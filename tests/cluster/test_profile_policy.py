@@ -3,13 +3,16 @@ what the operator says (`tests/api/test_limits.py`)."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import yaml
 from chart import only, render
 from kube import GROUP, Kube, eventually
 from profile_cases import CASES, NAMESPACES, SPEC, Case
+from tools import ROOT
 
 Json = dict[str, Any]
 
@@ -87,6 +90,47 @@ def test_the_api_server_says_what_the_operator_says(policed: Kube, name: str) ->
     case: Case = CASES[name]
     found = created(policed, case.namespace, {**case.job, "profile": NAMES[name]})
     assert found == case.says.replace("profile 'p'", f"profile '{NAMES[name]}'")
+
+
+def test_the_profiles_of_the_document_are_taken_whole(policed: Kube) -> None:
+    text = (ROOT / "docs" / "profiles.md").read_text()
+    (block,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    for profile in yaml.safe_load_all(block):
+        path = f"{PROFILES}?fieldValidation=Strict&dryRun=All"
+        code, answer = policed.call("POST", path, profile)
+        assert code == 201, answer
+
+
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [
+        ({"node": {"extraResources": {"cpu": "4"}}}, "spec.node.extraResources: names are those"),
+        (
+            {"node": {"extraResources": {"nvidia.com/gpu": "4"}}},
+            "CPU, memory and GPUs have fields of their own",
+        ),
+        ({"limits": {"maxCost": "5"}}, "spec.limits.maxCost needs spec.price"),
+        ({"limits": {"models": ["hf://(a|b)"]}}, "spec.limits.models[0]"),
+        ({"limits": {"models": []}}, "spec.limits.models"),
+        (
+            {
+                "limits": {
+                    "namespaceSelector": {"matchExpressions": [{"key": "a", "operator": "In"}]}
+                }
+            },
+            "In and NotIn need values",
+        ),
+        ({"defaults": {"workers": {"numNodes": 0}}}, "spec.defaults.workers.numNodes"),
+        ({"defaults": {"workers": {"numProcPerNode": "many"}}}, "must be Auto or a whole number"),
+        ({"defaults": {"suspend": True}}, "spec.defaults.suspend"),
+    ],
+)
+def test_a_profile_that_makes_no_sense_is_refused(policed: Kube, spec: Json, says: str) -> None:
+    profile = {**KIND, "kind": "FineTuneProfile", "metadata": {"name": "wrong"}, "spec": spec}
+    path = f"{PROFILES}?fieldValidation=Strict&dryRun=All"
+    code, answer = policed.call("POST", path, profile)
+    assert code in (400, 422), answer
+    assert says in answer["message"]
 
 
 def test_a_job_that_names_no_profile_is_asked_of_the_default_one(policed: Kube) -> None:
