@@ -52,6 +52,7 @@ check: ## Format, lint, types, import rules, generated files, unit tests: second
 	test ! -e operator/__init__.py -a ! -e trainer_image/__init__.py; \
 	$$V/bin/python -m finetune_api.crd crds --check; \
 	$$V/bin/python -m finetune_api.crd charts/finetune-operator/files/crds --check; \
+	$$V/bin/python -m finetune_api.admission charts/finetune-operator/files/admission/profile-limits.yaml --check; \
 	$$V/bin/python $(PYTEST) -q -n 2 -m 'not cluster and not slow and not trainer and not e2e' \
 	  --ignore=tests/trainer --ignore=tests/chart
 
@@ -84,7 +85,8 @@ bench-trainer: ## Our trainer beside TRL's, 8 minutes on an idle machine (QUICK=
 .PHONY: generate
 generate: ## Write the generated files: CRDs (also in the chart), tables of docs/, dashboards, alert rules
 	@$(DEV); $$V/bin/python -m finetune_api.crd crds; $$V/bin/python -m finetune_api.crd charts/finetune-operator/files/crds; \
-	$$V/bin/python scripts/memory_table.py; $$V/bin/python scripts/metrics_table.py; $$V/bin/python scripts/monitoring.py
+	$$V/bin/python -m finetune_api.admission charts/finetune-operator/files/admission/profile-limits.yaml; \
+	$$V/bin/python scripts/memory_table.py; $$V/bin/python scripts/metrics_table.py; $$V/bin/python scripts/monitoring.py; $$V/bin/python scripts/profile_table.py
 .PHONY: format
 format: ## Format the code
 	@$(DEV); $$V/bin/ruff format .; $$V/bin/ruff check --fix .

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from finetune_api.base import GROUP, VERSION, ApiModel
+from finetune_api.defaults import NO_DEFAULT
 from finetune_api.profile import FineTuneProfile
 from finetune_api.v1alpha1 import FineTuneJob
 
@@ -128,10 +129,47 @@ def _numbers(number: Schema) -> tuple[str, str]:
     return f"int(self) >= {low} && int(self) <= {high}", f"a whole number from {low} to {high}"
 
 
-def crd(kind: type[ApiModel], scope: str, short: str, columns: list[Schema]) -> Schema:
-    """One CustomResourceDefinition."""
+def schema_of(kind: type[ApiModel]) -> Schema:
+    """The structural schema of a kind."""
     raw = kind.model_json_schema(by_alias=True)
-    schema = structural(raw, raw.get("$defs", {}))
+    return structural(raw, raw.get("$defs", {}))
+
+
+def job_schema() -> Schema:
+    """Without defaults in the spec: a job says what its author has written, and the defaults of its
+    profile come before those of the fields."""
+    schema = schema_of(FineTuneJob)
+    schema["properties"]["spec"] = _without(("default",), schema["properties"]["spec"])
+    return schema
+
+
+def profile_schema() -> Schema:
+    """With any part of a job's spec under `defaults`."""
+    schema = schema_of(FineTuneProfile)
+    of_profile = schema["properties"]["spec"]["properties"]
+    fragment = _without(
+        ("required", "x-kubernetes-validations"), job_schema()["properties"]["spec"]
+    )
+    for name in NO_DEFAULT:
+        del fragment["properties"][name]
+    of_profile["defaults"] = fragment | {"description": of_profile["defaults"]["description"]}
+    return schema
+
+
+def _without(keywords: tuple[str, ...], schema: Schema) -> Schema:
+    """A schema without some keywords, in all that lies below. What makes a number or a word of a
+    value stays: it belongs to its type."""
+    own = keywords if "properties" in schema else tuple(k for k in keywords if k == "default")
+    found = {key: value for key, value in schema.items() if key not in own}
+    if "properties" in found:
+        found["properties"] = {n: _without(keywords, s) for n, s in found["properties"].items()}
+    return found
+
+
+def crd(
+    kind: type[ApiModel], schema: Schema, scope: str, short: str, columns: list[Schema]
+) -> Schema:
+    """One CustomResourceDefinition."""
     schema["properties"] |= {
         "apiVersion": {"type": "string"},
         "kind": {"type": "string"},
@@ -174,8 +212,8 @@ def _column(name: str, path: str, kind: str = "string", priority: int = 0) -> Sc
 JOB_COLUMNS = [
     _column("Phase", ".status.phase"),
     _column("Model", ".spec.model.uri"),
-    _column("Method", ".spec.method.tuning"),
-    _column("Workers", ".spec.workers.numNodes", "integer"),
+    _column("Method", ".status.resolved.tuning"),
+    _column("Workers", ".status.resolved.numNodes", "integer"),
     _column("Progress", ".status.progress.percent", "integer"),
     _column("ETA", ".status.progress.etaSeconds", "integer"),
     _column("Loss", ".status.progress.loss", "number"),
@@ -195,8 +233,10 @@ PROFILE_COLUMNS = [
 def all_crds() -> dict[str, Schema]:
     """Every CRD by file name."""
     return {
-        "finetunejobs.yaml": crd(FineTuneJob, "Namespaced", "ftj", JOB_COLUMNS),
-        "finetuneprofiles.yaml": crd(FineTuneProfile, "Cluster", "ftp", PROFILE_COLUMNS),
+        "finetunejobs.yaml": crd(FineTuneJob, job_schema(), "Namespaced", "ftj", JOB_COLUMNS),
+        "finetuneprofiles.yaml": crd(
+            FineTuneProfile, profile_schema(), "Cluster", "ftp", PROFILE_COLUMNS
+        ),
     }
 
 

@@ -18,7 +18,7 @@ class Lora(ApiModel):
     model_config = ConfigDict(
         json_schema_extra=rules(
             rule(
-                f"self.targetModules == ['{ALL_LINEAR}']"
+                f"!has(self.targetModules) || self.targetModules == ['{ALL_LINEAR}']"
                 f" || !('{ALL_LINEAR}' in self.targetModules)",
                 f"spec.method.lora.targetModules: {ALL_LINEAR} stands alone; "
                 "remove it or the other names",
@@ -78,13 +78,14 @@ class Method(ApiModel):
     model_config = ConfigDict(
         json_schema_extra=rules(
             rule(
-                "self.tuning != 'Full' || !has(self.lora)",
+                "!has(self.tuning) || self.tuning != 'Full' || !has(self.lora)",
                 "spec.method.lora is only for tuning: LoRA or QLoRA; remove spec.method.lora "
                 "or set spec.method.tuning to LoRA",
                 ".lora",
             ),
             rule(
-                "self.objective in ['DPO', 'KTO', 'ORPO'] || !has(self.preference)",
+                "!has(self.preference)"
+                " || (has(self.objective) && self.objective in ['DPO', 'KTO', 'ORPO'])",
                 "spec.method.preference is only for objective: DPO, KTO or ORPO; remove it",
                 ".preference",
             ),
@@ -119,6 +120,7 @@ class Training(ApiModel):
             ),
             rule(
                 "!has(self.microBatchSize) || type(self.microBatchSize) == string"
+                " || !has(self.globalBatchSize)"
                 " || int(self.microBatchSize) <= self.globalBatchSize",
                 "spec.training.microBatchSize must not be larger than "
                 "spec.training.globalBatchSize; lower it or use Auto",

@@ -25,6 +25,7 @@ FailureClass = Literal[
     "PeerLost",
     "Killed",
     "DeadlineExceeded",
+    "AllowanceUsedUp",
 ]
 FAILURE_CLASSES: tuple[str, ...] = get_args(FailureClass)
 
@@ -61,8 +62,8 @@ EXIT_CODES: dict[FailureClass, ExitCode] = {
     "Hang": ExitCode.HANG,
     "PeerLost": ExitCode.PEER_LOST,
 }
-"""`Killed` has no code of its own: the process died of a signal, 128 + its number. Neither has
-`DeadlineExceeded`: the operator ended the job."""
+"""`Killed` has no code of its own: the process died of a signal, 128 + its number. Neither have
+`DeadlineExceeded` and `AllowanceUsedUp`: the operator ended the job."""
 
 
 class Estimate(ApiModel):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, ConfigDict, Field, StringConstraints
 
 from finetune_api.base import API_VERSION, ApiModel, rule, rules
-from finetune_api.tracking import Tracker
+from finetune_api.defaults import checked_defaults
+from finetune_api.price import Price
+from finetune_api.profile_limits import ProfileLimits, ProfileRetention
+from finetune_api.sources import ObjectName
 
 Quantity = Annotated[
     str,
@@ -29,6 +32,13 @@ class Node(ApiModel):
                 "spec.node.gpusPerNode must be at least 1 where spec.node.accelerator is CUDA; "
                 "set it to the GPUs of a node, or set accelerator: CPU",
                 ".gpusPerNode",
+            ),
+            rule(
+                "self.extraResources.all(name, name.matches('^([a-z0-9.-]+/[A-Za-z0-9._-]+|"
+                "hugepages-[0-9]+[KMGT]i)$') && name != self.gpuResourceName)",
+                "spec.node.extraResources: names are those of extended resources, such as rdma/hca,"
+                " or hugepages-2Mi; CPU, memory and GPUs have fields of their own",
+                ".extraResources",
             ),
         )
     )
@@ -55,6 +65,19 @@ class Node(ApiModel):
 
     shared_memory: Quantity = "16Gi"
     """Size of `/dev/shm` in a worker pod; counts as its memory."""
+
+    extra_resources: Annotated[dict[str, Quantity], Field(max_length=16)] = {}
+    """Further resources of a worker pod, such as `{rdma/hca: "1"}`, `{vpc.amazonaws.com/efa: "4"}`
+    or `{hugepages-2Mi: 5120Mi}`: requests and limits."""
+
+    runtime_class_name: Annotated[str, StringConstraints(max_length=253)] | None = None
+    """RuntimeClass of the worker pods."""
+
+    annotations: Annotated[
+        dict[str, Annotated[str, StringConstraints(max_length=1024)]], Field(max_length=16)
+    ] = {}
+    """Annotations of the worker pods, such as `k8s.v1.cni.cncf.io/networks` for a further
+    network."""
 
 
 class CpuStages(ApiModel):
@@ -86,6 +109,30 @@ class Toleration(ApiModel):
     """How long a `NoExecute` taint is tolerated."""
 
 
+class Together(ApiModel):
+    """All workers of a job within one domain."""
+
+    topology_key: Annotated[str, StringConstraints(min_length=1, max_length=317)]
+    """Label of nodes whose value is the domain, such as `topology.kubernetes.io/zone` or the label
+    of a rack."""
+
+    required: bool = False
+    """Wait until one domain has room for all. Off: as close as there is room."""
+
+
+class TopologySpread(ApiModel):
+    """Same as in a pod, over the workers of one attempt."""
+
+    topology_key: Annotated[str, StringConstraints(min_length=1, max_length=317)]
+    """Label of nodes whose value is the domain, such as `kubernetes.io/hostname`."""
+
+    max_skew: Annotated[int, Field(ge=1, le=1024)] = 1
+    """How many workers a domain may have more than another one."""
+
+    when_unsatisfiable: Literal["DoNotSchedule", "ScheduleAnyway"] = "DoNotSchedule"
+    """What happens where that is not possible."""
+
+
 class Placement(ApiModel):
     """Where worker pods run."""
 
@@ -97,6 +144,19 @@ class Placement(ApiModel):
 
     scheduler_name: Annotated[str, StringConstraints(max_length=253)] | None = None
     """Scheduler of the worker pods. Default: the cluster's."""
+
+    priority_class_name: Annotated[str, StringConstraints(max_length=253)] | None = None
+    """PriorityClass of the worker pods."""
+
+    queue: Annotated[str, StringConstraints(max_length=63)] | None = None
+    """Kueue's LocalQueue, in the job's namespace: the label `kueue.x-k8s.io/queue-name` of the
+    Kubernetes Job that trains, which then waits until Kueue lets it go on."""
+
+    together: Together | None = None
+    """Put the workers of a job close to each other, for example into one rack."""
+
+    topology_spread: Annotated[list[TopologySpread], Field(max_length=8)] = []
+    """Spread the workers of a job, for example one on a node."""
 
 
 class Storage(ApiModel):
@@ -125,41 +185,36 @@ class Storage(ApiModel):
     """Use this existing claim of the job's namespace, in a directory per job, in place of a new
     claim; nothing in it is deleted with the job."""
 
-
-class ProfileLimits(ApiModel):
-    """The most that a job of this profile may ask for."""
-
-    max_nodes: Annotated[int, Field(ge=1, le=1024)] | None = None
-    """Largest `spec.workers.numNodes`."""
-
-    remote_code: bool = False
-    """Run Python code that comes with a model (`auto_map` in its `config.json`) in the pods of the
-    job, with all that they may read and write. Off: such models are refused."""
-
-    report_to: Annotated[list[Tracker], Field(max_length=3)] = ["TensorBoard"]
-    """What jobs may have in `spec.tracking.reportTo`. With `MLflow` or `WandB` the first worker of
-    such a job may connect to any address, where else workers reach each other only."""
-
-    own_trainer: bool = False
-    """Jobs may bring their own image, command and environment (`spec.trainer`). Off: they fail at
-    once."""
+    cache_claim: ObjectName | None = None
+    """Keep what is fetched from the Hub on this existing claim of the job's namespace, so that the
+    next job does not fetch it again. All jobs of the namespace share it: who can change a job's
+    model in it can change it for the others. ReadWriteMany, where jobs run at the same time."""
 
 
-class Price(ApiModel):
-    """What a GPU costs, for the estimates in the status; nobody is charged by it."""
+class Pods(ApiModel):
+    """What all pods of a job have; the objects are those of the job's namespace."""
 
-    per_gpu_hour: Annotated[
-        str, StringConstraints(max_length=16, pattern=r"^[0-9]{1,9}(\.[0-9]{1,6})?$")
-    ]
-    """Price of one GPU for an hour, such as "2.50"."""
+    service_account_name: ObjectName | None = None
+    """Service account of the pods, for example for a cloud identity. They get no token for the API
+    server. Default: the namespace's `default`."""
 
-    currency: Annotated[str, StringConstraints(max_length=3, pattern=r"^[A-Z]{3}$")] = "EUR"
-    """Currency, by ISO 4217."""
+    image_pull_secrets: Annotated[list[ObjectName], Field(max_length=16)] = []
+    """Names of the Secrets that pull the images."""
 
 
 class FineTuneProfileSpec(ApiModel):
     """What a job of this profile runs on. A job keeps what it started with: later edits do not
     touch it."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            rule(
+                "!has(self.limits.maxCost) || has(self.price)",
+                "spec.limits.maxCost needs spec.price; set spec.price.perGpuHour or remove it",
+                ".limits.maxCost",
+            ),
+        )
+    )
 
     default: bool = False
     """Used by jobs that name no profile. At most one profile may be the default."""
@@ -183,7 +238,18 @@ class FineTuneProfileSpec(ApiModel):
     """What a GPU costs: with it, the status of a job has its cost so far and an estimate."""
 
     limits: ProfileLimits = ProfileLimits()
-    """The most that a job may ask for."""
+    """The most that a job may ask for, and what it may use."""
+
+    retention: ProfileRetention = ProfileRetention()
+    """How long finished jobs are kept at most."""
+
+    pods: Pods = Pods()
+    """What all pods of a job have."""
+
+    defaults: Annotated[dict[str, Any], AfterValidator(checked_defaults)] = {}
+    """A part of a job's spec: what a job that says nothing of a field gets. What a job says itself
+    wins, and a default that does not go together with it is left out. `status.resolved.defaults`
+    has what a job took."""
 
     env: Annotated[
         dict[str, Annotated[str, StringConstraints(max_length=1024)]], Field(max_length=64)

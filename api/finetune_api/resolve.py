@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from finetune_api import names
+from finetune_api.limits import processes
 from finetune_api.method import Lora, Preference, Training
 from finetune_api.profile import FineTuneProfileSpec
 from finetune_api.run_config import (
@@ -27,7 +28,7 @@ from finetune_api.run_config import (
     TrackingConfig,
     TrainingConfig,
 )
-from finetune_api.snapshot import Snapshot, processes
+from finetune_api.snapshot import Snapshot
 from finetune_api.v1alpha1 import FineTuneJobSpec
 
 AUTO_MICRO_BATCHES = (8, 4, 2, 1)

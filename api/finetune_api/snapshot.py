@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from finetune_api.base import ApiModel
+from finetune_api.defaults import as_texts, with_defaults
+from finetune_api.limit_table import problems
+from finetune_api.limits import Asked
 from finetune_api.profile import FineTuneProfileSpec
 from finetune_api.v1alpha1 import FineTuneJobSpec
 
@@ -16,7 +20,10 @@ class Snapshot(ApiModel):
     profile_name: str
     profile: FineTuneProfileSpec
     spec: FineTuneJobSpec
+    """With the profile's defaults."""
     image: str
+    defaults: dict[str, str] = {}
+    """What of `spec` is the profile's: JSON by dotted path."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,84 +65,39 @@ def choose_profile(
 
 
 def make_snapshot(
-    spec: FineTuneJobSpec, profiles: dict[str, FineTuneProfileSpec], default_image: str
+    spec: FineTuneJobSpec,
+    profiles: dict[str, FineTuneProfileSpec],
+    default_image: str,
+    labels: Mapping[str, str] | None = None,
 ) -> Snapshot | Refused:
-    """What the job starts with, or why it cannot."""
+    """What the job starts with, or why it cannot.
+
+    Args:
+        labels: Of the job's namespace; None: there is no cluster.
+    """
     chosen = choose_profile(spec.profile, profiles)
     if isinstance(chosen, Refused):
         return chosen
     name, profile = chosen
-    return check(spec, name, profile) or Snapshot(
-        profile_name=name, profile=profile, spec=spec, image=profile.image or default_image
+    whole, taken = with_defaults(spec, profile.defaults)
+    return check(whole, name, profile, labels) or Snapshot(
+        profile_name=name,
+        profile=profile,
+        spec=whole,
+        image=profile.image or default_image,
+        defaults=as_texts(taken),
     )
 
 
-def processes(spec: FineTuneJobSpec, profile: FineTuneProfileSpec) -> int:
-    """Training processes per worker."""
-    wanted = spec.workers.num_proc_per_node
-    return max(1, profile.node.gpus_per_node) if wanted == "Auto" else wanted
-
-
-def check(spec: FineTuneJobSpec, profile_name: str, profile: FineTuneProfileSpec) -> Refused | None:
-    """What the manifest alone did not show; None: the job fits its profile."""
-    nodes, procs = spec.workers.num_nodes, processes(spec, profile)
-    limit = profile.limits.max_nodes
-    if limit is not None and nodes > limit:
-        return Refused(
-            "ExceedsProfile",
-            f"spec.workers.numNodes is {nodes}; profile {profile_name!r} allows at most {limit}",
-        )
-    if spec.trainer is not None and not profile.limits.own_trainer:
-        return Refused(
-            "OwnTrainerForbidden",
-            f"spec.trainer: profile {profile_name!r} lets no job bring its own trainer "
-            "(spec.limits.ownTrainer is false); remove it, or use a profile that allows it",
-            final=True,
-        )
-    forbidden = _trackers(spec, profile_name, profile)
-    if forbidden is not None:
-        return forbidden
-    gpus = profile.node.gpus_per_node
-    if gpus and procs > gpus:
-        return Refused(
-            "ExceedsProfile",
-            f"spec.workers.numProcPerNode is {procs}; a node of profile {profile_name!r} has "
-            f"{gpus} GPUs",
-        )
-    if spec.trainer is not None:
-        return None  # how its batches are shared is its own business
-    batch, world = spec.training.global_batch_size, nodes * procs
-    if batch % world:
-        lower, upper = batch // world * world, (batch // world + 1) * world
-        choices = f"{lower} or {upper}" if lower else str(upper)
-        return Refused(
-            "InvalidBatchSize",
-            f"spec.training.globalBatchSize is {batch}, which {nodes} x {procs} processes cannot "
-            f"share evenly; use {choices}",
-        )
-    micro = spec.training.micro_batch_size
-    if micro != "Auto" and (batch // world) % micro:
-        return Refused(
-            "InvalidBatchSize",
-            f"spec.training.microBatchSize is {micro}, which does not divide a process's share of "
-            f"{batch // world} (globalBatchSize {batch} / {world} processes); use Auto or a "
-            "divisor of it",
-        )
-    return None
-
-
-def _trackers(
-    spec: FineTuneJobSpec, profile_name: str, profile: FineTuneProfileSpec
+def check(
+    spec: FineTuneJobSpec,
+    profile_name: str,
+    profile: FineTuneProfileSpec,
+    labels: Mapping[str, str] | None = None,
 ) -> Refused | None:
-    wanted = spec.tracking.report_to if spec.tracking else []
-    allowed = profile.limits.report_to
-    for tracker in wanted:
-        if tracker not in allowed:
-            return Refused(
-                "TrackingForbidden",
-                f"spec.tracking.reportTo: profile {profile_name!r} does not allow {tracker} "
-                f"(spec.limits.reportTo is {', '.join(allowed) or 'empty'}); remove it, or use a "
-                "profile that allows it",
-                final=True,
-            )
-    return None
+    """What the manifest alone did not show, all of it; None: the job fits its profile."""
+    found = problems(Asked(spec, profile_name, profile, labels))
+    if not found:
+        return None
+    first = next((limit for limit, _ in found if limit.final), found[0][0])
+    return Refused(first.reason, "; ".join(text for _, text in found), final=first.final)

@@ -8,6 +8,7 @@ from pydantic import ConfigDict, Field, StringConstraints
 
 from finetune_api.base import ApiModel
 from finetune_api.outcome import FailureClass, LengthBin
+from finetune_api.profile_limits import ProfileRetention
 from finetune_api.sizes import ModelShape
 from finetune_api.usage import Usage
 
@@ -201,8 +202,20 @@ class Resolved(ApiModel):
     profile: ShortText | None = None
     """The profile, as it was when the job started."""
 
+    defaults: Annotated[dict[str, ShortText], Field(max_length=128)] | None = None
+    """What the job took from the profile's `spec.defaults`: JSON by the field's path."""
+
+    retention: ProfileRetention | None = None
+    """How long the profile lets finished jobs be kept."""
+
     image: ShortText | None = None
     """The trainer image."""
+
+    objective: ShortText | None = None
+    """What is learned (`spec.method.objective`)."""
+
+    tuning: ShortText | None = None
+    """Which weights change (`spec.method.tuning`)."""
 
     num_nodes: Count | None = None
     """Worker pods of the current attempt."""

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, StringConstraints
 
 from finetune_api.base import ApiModel
-from finetune_api.profile import Price
+from finetune_api.price import Price
 
 Whole = Annotated[int, Field(ge=0, le=9_007_199_254_740_991)]
 Moment = Annotated[str, Field(json_schema_extra={"format": "date-time"}, max_length=64)]

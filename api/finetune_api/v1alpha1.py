@@ -35,9 +35,11 @@ class FineTuneJobSpec(ApiModel):
     model_config = ConfigDict(
         json_schema_extra=rules(
             rule(
-                "has(self.trainer) || !has(self.workers)"
+                "has(self.trainer) || !has(self.workers) || !has(self.workers.numNodes)"
+                " || !has(self.workers.numProcPerNode)"
                 " || type(self.workers.numProcPerNode) == string"
-                " || !has(self.training) || self.training.globalBatchSize %"
+                " || !has(self.training) || !has(self.training.globalBatchSize)"
+                " || self.training.globalBatchSize %"
                 " (self.workers.numNodes * int(self.workers.numProcPerNode)) == 0",
                 "spec.training.globalBatchSize must be a multiple of spec.workers.numNodes x "
                 "spec.workers.numProcPerNode, so that every process gets the same share",
@@ -45,7 +47,8 @@ class FineTuneJobSpec(ApiModel):
             ),
             rule(
                 "!has(self.output) || !has(self.output.merge) || !self.output.merge"
-                " || !has(self.method) || self.method.tuning != 'Full'",
+                " || !has(self.method) || !has(self.method.tuning)"
+                " || self.method.tuning != 'Full'",
                 "spec.output.merge is only for spec.method.tuning: LoRA or QLoRA; remove it, a "
                 "fully tuned model is written whole anyway",
                 ".output.merge",
@@ -58,14 +61,16 @@ class FineTuneJobSpec(ApiModel):
                 ".output.merge",
             ),
             rule(
-                "!has(self.zero) || self.zero.offload != 'OptimizerAndParameters'"
+                "!has(self.zero) || !has(self.zero.offload)"
+                " || self.zero.offload != 'OptimizerAndParameters' || !has(self.zero.stage)"
                 " || type(self.zero.stage) == string || int(self.zero.stage) == 3",
                 "spec.zero.offload: OptimizerAndParameters needs spec.zero.stage 3 or Auto; lower "
                 "stages keep all parameters on every GPU",
                 ".zero.offload",
             ),
             rule(
-                "!has(self.method) || self.dataset.format == 'Auto'"
+                "!has(self.method) || !has(self.method.objective)"
+                " || !has(self.dataset.format) || self.dataset.format == 'Auto'"
                 " || (self.method.objective in ['DPO', 'KTO', 'ORPO'])"
                 " == (self.dataset.format == 'Preference')",
                 "spec.dataset.format: Preference and spec.method.objective: DPO, KTO or ORPO "
@@ -73,16 +78,18 @@ class FineTuneJobSpec(ApiModel):
                 ".dataset.format",
             ),
             rule(
-                "!has(self.method) || self.method.objective != 'CPT'"
+                "!has(self.method) || !has(self.method.objective)"
+                " || self.method.objective != 'CPT' || !has(self.dataset.format)"
                 " || self.dataset.format in ['Auto', 'Text']",
                 "spec.method.objective: CPT learns all of a text and needs spec.dataset.format: "
                 "Text or Auto; for conversations use SFT",
                 ".dataset.format",
             ),
             rule(
-                "self.dataset.longExamples != 'Split'"
-                " || (has(self.method) && self.method.objective in ['SFT', 'CPT']"
-                " && self.dataset.format in ['Auto', 'Text']) || !has(self.method)",
+                "!has(self.dataset.longExamples) || self.dataset.longExamples != 'Split'"
+                " || ((!has(self.method) || !has(self.method.objective)"
+                " || self.method.objective in ['SFT', 'CPT'])"
+                " && (!has(self.dataset.format) || self.dataset.format in ['Auto', 'Text']))",
                 "spec.dataset.longExamples: Split is only for text; use Truncate or Drop",
                 ".dataset.longExamples",
             ),
@@ -94,7 +101,7 @@ class FineTuneJobSpec(ApiModel):
             ),
             rule(
                 "!has(self.evaluation) || !has(self.evaluation.everySteps)"
-                " || self.dataset.evalFraction > 0.0",
+                " || !has(self.dataset.evalFraction) || self.dataset.evalFraction > 0.0",
                 "spec.evaluation.everySteps measures on held-out examples; set "
                 "spec.dataset.evalFraction above 0",
                 ".evaluation.everySteps",
@@ -120,6 +127,11 @@ class FineTuneJobSpec(ApiModel):
     trainer: OwnTrainer | None = None
     """Your own script in place of the built-in training. What `method`, `training`, `zero`,
     `evaluation`, `checkpoints` and `hangPolicy` say is then only passed on, in `run.json`."""
+
+    service_account_name: ObjectName | None = None
+    """Service account of the job's pods, for example for a cloud identity; only where the profile's
+    `limits.serviceAccounts` has it. The pods get no token for the API server. Default: the
+    profile's."""
 
     workers: Workers = Workers()
     """How many pods and processes train."""
@@ -193,13 +205,18 @@ def _unchanged() -> str:
 def _size_unchanged() -> str:
     """CEL: the workers are as they were, but for their number where the job was suspended: by its
     status, so that no attempt is under way, and by its spec, so that none is about to be."""
-    new, old = "self.spec.workers", "oldSelf.spec.workers"
-    wanted = "(oldSelf.spec.suspend || self.spec.suspend)"
-    held = f"has(oldSelf.status.phase) && oldSelf.status.phase == 'Suspended' && {wanted}"
-    return (
-        f"(has({new}) == has({old})) && (!has({new}) || {new} == {old}"
-        f" || ({new}.numProcPerNode == {old}.numProcPerNode && {held}))"
+    wanted = " || ".join(
+        f"(has({s}.spec.suspend) && {s}.spec.suspend)" for s in ("oldSelf", "self")
     )
+    held = f"has(oldSelf.status.phase) && oldSelf.status.phase == 'Suspended' && ({wanted})"
+    return f"{_same('numProcPerNode')} && ({_same('numNodes')} || ({held}))"
+
+
+def _same(field: str) -> str:
+    """CEL: a field of the workers is as it was, or absent as it was."""
+    new, old = "self.spec.workers", "oldSelf.spec.workers"
+    there, before = (f"(has({of}) && has({of}.{field}))" for of in (new, old))
+    return f"{there} == {before} && (!{there} || {new}.{field} == {old}.{field})"
 
 
 class FineTuneJob(ApiModel):

@@ -90,6 +90,8 @@ def _deadline(job: Job) -> list[str]:
             f"if it was training: raise spec.activeDeadlineSeconds (it is "
             f"{spec.active_deadline_seconds}), or give it more workers"
         )
+    if spec.active_deadline_seconds is None and spec.startup_deadline_seconds is None:
+        found.append("its profile limits how long a job may be active: ask your platform team")
     return found
 
 
@@ -164,6 +166,14 @@ FAILURES: dict[FailureClass, Advice[Job]] = {
         ),
         _node,
     ),
+    "AllowanceUsedUp": Advice(
+        "It has used what its profile lets a job use.",
+        (
+            "see what its time went to: `kubectl get ftj {name} -n {namespace} -o yaml` "
+            "(status.usage)",
+            "train for fewer steps, or ask your platform team for a profile that allows more",
+        ),
+    ),
     "DeadlineExceeded": Advice("It did not keep a deadline of its spec.", (AGAIN,), _deadline),
 }
 """What each failure class means, and what to try."""
@@ -210,12 +220,9 @@ WAITS: dict[str, Advice[str]] = {
         "it asks for more than its profile allows",
         (f"lower the field that the message names, or set another spec.profile: {EDIT}", PROFILES),
     ),
-    "TrackingForbidden": Advice(
-        "it reports to a service that its profile does not allow",
-        (
-            "take what the message names out of spec.tracking.reportTo, or ask the platform team "
-            "for a profile with limits.reportTo",
-        ),
+    "ForbiddenByProfile": Advice(
+        "it uses what its profile does not allow",
+        (f"use what the message lists, or set another spec.profile: {EDIT}", PROFILES),
     ),
     "OwnTrainerForbidden": Advice(
         "it brings a trainer of its own, which its profile does not allow",
@@ -260,6 +267,10 @@ WAITS: dict[str, Advice[str]] = {
         ),
     ),
     "Unschedulable": Advice("no node has room for a pod of it", (), _unschedulable),
+    "Queued": Advice(
+        "its turn in the queue has not come",
+        ("see what is before it, and the quota: `kubectl get workloads -n {namespace}`",),
+    ),
     "SchedulingGated": Advice(
         "somebody holds its pods back",
         (

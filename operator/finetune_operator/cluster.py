@@ -74,6 +74,17 @@ class Cluster(KubeApi):
         """Every FineTuneProfile."""
         return await self._list(f"/apis/{GROUP}/{VERSION}/finetuneprofiles")
 
+    async def namespace_labels(self, namespace: str) -> Mapping[str, str]:
+        """Labels of a namespace; none, where the operator may not read it (namespaced mode)."""
+        try:
+            found = await self._get(f"/api/v1/namespaces/{namespace}")
+        except ApiError as error:
+            if error.code != 403:
+                raise
+            return {}
+        labels: Mapping[str, str] = (found or {"metadata": {}})["metadata"].get("labels") or {}
+        return labels
+
     async def run_config_map(self, namespace: str, job: str) -> Json | None:
         """The ConfigMap that holds what a job started with."""
         return await self._get(_path("v1", "ConfigMap", namespace, names.run_config_map(job)))
@@ -136,10 +147,14 @@ class Cluster(KubeApi):
 
     async def suspend_job(self, namespace: str, name: str, stop: bool) -> None:
         """Stop a Kubernetes Job, or let it go on. Not by apply: the pods that a newer operator
-        would make must not matter to a Job that is there."""
+        would make must not matter to a Job that is there. One that is stopped leaves its queue, so
+        that nobody else lets it go on."""
         path = _path("batch/v1", "Job", namespace, name)
         try:
-            await self._request("PATCH", path, {}, {"spec": {"suspend": stop}}, MERGE_PATCH)
+            body: Json = {"spec": {"suspend": stop}}
+            if stop:
+                body["metadata"] = {"labels": {names.LABEL_QUEUE: None}}
+            await self._request("PATCH", path, {}, body, MERGE_PATCH)
         except ApiError as error:
             if error.code != 404:  # what is gone is stopped; what to do next, the next look tells
                 raise

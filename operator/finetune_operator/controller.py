@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import logging
 import time
@@ -101,6 +102,8 @@ class Controller:
         if is_older(observed, job.status) and await self._exists(job):
             return STALE_SECONDS  # the lists are older than the status: decide nothing on them
         world = await self.world()
+        if observed.snapshot is None:
+            world = await self._with_namespace(world, job.namespace)
         done = step(job, observed, world, self._now())
         try:
             for manifest in done.apply:
@@ -149,6 +152,13 @@ class Controller:
             ca_cert=self._ca_cert,
             listening_since=self.listening_since,
         )
+
+    async def _with_namespace(self, world: World, namespace: str) -> World:
+        """With the namespace's labels, if a profile chooses by them."""
+        if all(p.limits.namespace_selector is None for p in world.profiles.values()):
+            return world
+        labels = await self.cluster.namespace_labels(namespace)
+        return dataclasses.replace(world, namespaces={namespace: labels})
 
     async def _report(self, job: Job, done: Step) -> None:
         """Status first, then Events: an Event never tells what the status does not say."""

@@ -28,6 +28,8 @@ __all__ = [
     "work_claim",
 ]
 
+LABEL_QUEUE = "kueue.x-k8s.io/queue-name"
+"""Kueue's: it holds a Kubernetes Job that has it by `spec.suspend` until its turn comes."""
 LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
 
 FIELD_OWNER = "finetune-operator"
@@ -42,6 +44,7 @@ RUN_DIR = "/etc/finetune/run"
 RUN_JSON = f"{RUN_DIR}/run.json"
 TOKEN_DIR = "/var/run/secrets/kubeflow/trainer"  # noqa: S105 (a path)
 FILES_DIR = "/etc/finetune/files"
+CACHE_DIR = "/var/finetune/cache"
 TMP_DIR = "/tmp"  # noqa: S108 (a volume of the pod's own)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from finetune_api.base import API_VERSION
 from finetune_operator import names, trackers
 from finetune_operator.names import Stage
+from finetune_operator.placement import queue_label
 from finetune_operator.plan import Plan
 from finetune_operator.pods import pod_spec
 from finetune_operator.settings import Settings
@@ -174,10 +175,11 @@ def stage_job(plan: Plan, stage: Stage, attempt: int, settings: Settings) -> Man
         "podReplacementPolicy": "Failed",
         "podFailurePolicy": {"rules": rules},
         "template": {
-            "metadata": {"labels": mine},
+            "metadata": _template_metadata(plan, stage, mine),
             "spec": pod_spec(plan, stage, attempt, settings),
         },
     }
+    queued = mine | queue_label(plan) if stage == "train" else mine
     if stage == "train":
         nodes = plan.run.num_nodes
         spec |= {
@@ -189,9 +191,15 @@ def stage_job(plan: Plan, stage: Stage, attempt: int, settings: Settings) -> Man
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
-        "metadata": _metadata(plan, names.stage_job(plan.name, stage, attempt), mine),
+        "metadata": _metadata(plan, names.stage_job(plan.name, stage, attempt), queued),
         "spec": spec,
     }
+
+
+def _template_metadata(plan: Plan, stage: Stage, mine: dict[str, str]) -> Manifest:
+    annotations = plan.snapshot.profile.node.annotations
+    given = {"annotations": annotations} if stage == "train" and annotations else {}
+    return {"labels": mine, **given}
 
 
 def preparing_objects(plan: Plan, settings: Settings) -> tuple[Manifest, ...]:

@@ -73,6 +73,8 @@ class StageFacts:
     state: Literal["Active", "Complete", "Failed"]
     suspended: bool
     """It was told to stop: its pods go, and none is made."""
+    queued: str | None = None
+    """The queue (Kueue's) that has not let it go on yet."""
     stopped: bool = False
     """The Job controller has seen that it was told to stop, and makes no more pods."""
     start_time: str | None
@@ -182,13 +184,15 @@ def _stage(job: Raw, pods: Sequence[Raw], events: Sequence[Raw]) -> StageFacts:
     elif "Failed" in conditions:
         state = "Failed"
     failed = conditions.get("Failed", {})
-    spec = job.get("spec") or {}
+    # Kueue holds what is in its queue; what the operator stops, it takes out of the queue.
+    spec, queue = job.get("spec") or {}, labels.get(names.LABEL_QUEUE)
     mine = [pod_facts(pod, events) for pod in pods if _owned(pod, uid)]
     return StageFacts(
         stage=labels[names.LABEL_STAGE],
         attempt=int(labels.get(names.LABEL_ATTEMPT, "0")),
         state=state,
-        suspended=bool(spec.get("suspend")),
+        suspended=bool(spec.get("suspend")) and queue is None,
+        queued=queue if spec.get("suspend") else None,
         stopped="Suspended" in conditions,
         start_time=status.get("startTime"),
         completion_time=status.get("completionTime") or failed.get("lastTransitionTime"),

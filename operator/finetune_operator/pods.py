@@ -11,6 +11,7 @@ from finetune_api.run_config import ENV_ATTEMPT, ENV_HEARTBEAT
 from finetune_operator import names, own, trackers
 from finetune_operator.names import Stage
 from finetune_operator.observe import PROBE_FAILURES
+from finetune_operator.placement import scheduling
 from finetune_operator.plan import Plan
 from finetune_operator.settings import Settings
 
@@ -31,6 +32,7 @@ def pod_spec(plan: Plan, stage: Stage, attempt: int, settings: Settings) -> Mani
         "restartPolicy": "Never",
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
+        **_identity(plan),
         "securityContext": {
             "runAsNonRoot": True,
             "runAsUser": USER,
@@ -45,23 +47,17 @@ def pod_spec(plan: Plan, stage: Stage, attempt: int, settings: Settings) -> Mani
     if stage == "train":
         spec["terminationGracePeriodSeconds"] = plan.grace_seconds
         spec["subdomain"] = names.service(plan.name)
-        placement = plan.snapshot.profile.placement
-        spec |= {
-            key: value
-            for key, value in placement.to_json_dict().items()
-            if value  # nothing chosen: nothing written
-        }
-        if plan.not_on:
-            spec["affinity"] = _not_on(plan.not_on)
+        spec |= scheduling(plan, attempt)
     return spec
 
 
-def _not_on(nodes: tuple[str, ...]) -> Manifest:
-    """By the nodes' own names: the label kubernetes.io/hostname is another name in some clouds.
-    A field takes one value; the requirements of a term must all hold."""
-    fields = [{"key": "metadata.name", "operator": "NotIn", "values": [node]} for node in nodes]
-    terms = {"nodeSelectorTerms": [{"matchFields": fields}]}
-    return {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": terms}}
+def _identity(plan: Plan) -> Manifest:
+    """Whom the pods run as, and what pulls their images."""
+    pods = plan.snapshot.profile.pods
+    account = plan.snapshot.spec.service_account_name or pods.service_account_name
+    secrets = [{"name": name} for name in pods.image_pull_secrets]
+    found: Manifest = {"serviceAccountName": account, "imagePullSecrets": secrets}
+    return {key: value for key, value in found.items() if value}
 
 
 def _container(plan: Plan, stage: Stage, attempt: int, settings: Settings) -> Manifest:
@@ -102,9 +98,11 @@ def _env(plan: Plan, stage: Stage, attempt: int, settings: Settings) -> list[Man
     found: list[Manifest] = [
         {"name": key, "value": value} for key, value in sorted(plan.snapshot.profile.env.items())
     ]
+    cached = stage == "prepare" and plan.snapshot.profile.storage.cache_claim
+    fetched = names.CACHE_DIR if cached else names.TMP_DIR
     found += [
         {"name": "HOME", "value": names.TMP_DIR},
-        {"name": "HF_HOME", "value": f"{names.TMP_DIR}/huggingface"},
+        {"name": "HF_HOME", "value": f"{fetched}/huggingface"},
         {"name": "MPLCONFIGDIR", "value": f"{names.TMP_DIR}/matplotlib"},
         {"name": "TRITON_CACHE_DIR", "value": f"{names.TMP_DIR}/triton"},
     ]
@@ -160,8 +158,8 @@ def _resources(plan: Plan, stage: Stage) -> Manifest:
         }
     node = profile.node
     found: Manifest = {
-        "requests": {"cpu": node.cpu, "memory": node.memory},
-        "limits": {"memory": node.memory},
+        "requests": {"cpu": node.cpu, "memory": node.memory, **node.extra_resources},
+        "limits": {"memory": node.memory, **node.extra_resources},
     }
     if node.gpus_per_node:
         gpus = {node.gpu_resource_name: str(plan.run.num_proc_per_node)}
@@ -217,6 +215,9 @@ def _volumes(plan: Plan, stage: Stage) -> list[Manifest]:
     for of, name in _config_maps(plan, stage).items():
         # Optional, so that prepare starts and says what is missing, instead of waiting for ever.
         found.append({"name": of, "configMap": {"name": name, "optional": True}})
+    cache = profile.storage.cache_claim
+    if stage == "prepare" and cache is not None:
+        found.append({"name": "cache", "persistentVolumeClaim": {"claimName": cache}})
     if own.files(plan, stage) is not None:
         found.append({"name": "files", "configMap": {"name": own.files(plan, stage)}})
     if stage == "train":
@@ -245,6 +246,8 @@ def _mounts(plan: Plan, stage: Stage) -> list[Manifest]:
     for of in _config_maps(plan, stage):
         path = f"{names.CONFIGMAP_DIR}/{of}"
         found.append({"name": of, "mountPath": path, "readOnly": True})
+    if stage == "prepare" and plan.snapshot.profile.storage.cache_claim is not None:
+        found.append({"name": "cache", "mountPath": names.CACHE_DIR})
     if own.files(plan, stage) is not None:
         found.append({"name": "files", "mountPath": names.FILES_DIR, "readOnly": True})
     if stage == "train":

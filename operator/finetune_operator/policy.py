@@ -12,7 +12,7 @@ from finetune_api.outcome import Outcome
 from finetune_api.snapshot import Refused
 from finetune_api.status import FineTuneJobStatus, LastFailure, Restarts
 from finetune_operator.conditions import is_done, is_older
-from finetune_operator.deadlines import Due, Wishes, failure, job_due, startup_due
+from finetune_operator.deadlines import Due, Wishes, allowance_dues, failure, job_due, startup_due
 from finetune_operator.decisions import (
     SUSPENDED,
     Begin,
@@ -85,7 +85,7 @@ def _without_nodes(watch: Watch, old: FineTuneJobStatus, now: str) -> Watch | Re
 
 def deadlines(old: FineTuneJobStatus, decision: Decision, wishes: Wishes) -> list[Due]:
     """Those that a job which goes on like this has to keep."""
-    found = [job_due(old, wishes)]
+    found = [job_due(old, wishes), *allowance_dues(old, wishes)]
     if isinstance(decision, Start | Watch) and decision.late is not None:
         why = decision.why if isinstance(decision, Watch) else old.message or ""
         found.append(startup_due(decision.late, wishes, why))

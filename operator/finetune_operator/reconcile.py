@@ -9,11 +9,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from finetune_api.lifecycle import RestartPolicy
+from finetune_api.limits import NAME_LABEL
 from finetune_api.profile import FineTuneProfileSpec
 from finetune_api.snapshot import Refused, make_snapshot
 from finetune_api.status import TERMINAL_PHASES, FineTuneJobStatus, Progress
 from finetune_api.v1alpha1 import FineTuneJobSpec
 from finetune_operator import names, objects
+from finetune_operator.allowance import Allowance
 from finetune_operator.conditions import under_way
 from finetune_operator.deadlines import Wishes, ttl_due
 from finetune_operator.decisions import (
@@ -70,6 +72,8 @@ class World:
     settings: Settings
     profiles: Mapping[str, FineTuneProfileSpec]
     ca_cert: str
+    namespaces: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Labels of namespaces, where they were read; of every one its name is known."""
     listening_since: str | None = None
     """When this operator began to take progress reports."""
 
@@ -130,7 +134,7 @@ def step(job: Job, observed: Observed, world: World, now: str) -> Step:
     if job.status.phase in TERMINAL_PHASES:
         return finished_step(job, now)
     plan = _plan(job, observed, world)
-    wishes = Wishes.of(job.spec)
+    wishes = _wishes(job, plan)
     decision, evidence = decide(plan, job.status, observed, now, wishes)
     plan, decision = settle_size(plan, job.status, observed, decision, evidence, wishes, now)
     since = world.listening_since
@@ -159,12 +163,22 @@ def step(job: Job, observed: Observed, world: World, now: str) -> Step:
 
 def finished_step(job: Job, now: str) -> Step:
     """A finished job is final, whatever became of the children: only its TTL is left."""
-    due = ttl_due(job.status, Wishes.of(job.spec))
+    due = ttl_due(job.name, job.status, _wishes(job))
     if due is None:
         return Step()
     if due.at > seconds(now):
         return Step(requeue_after=due.at - seconds(now))
     return Step(delete=True, events=(Event("Normal", "TTLExpired", f"deleted: {due.message}"),))
+
+
+def _wishes(job: Job, plan: Plan | Refused | None = None) -> Wishes:
+    """What is wanted of a job now. Of its profile, a job that is over has only its status."""
+    if isinstance(plan, Plan):
+        snapshot = plan.snapshot
+        allowance = Allowance.of(snapshot.profile_name, snapshot.profile)
+        return Wishes.of(job.spec, snapshot.defaults, allowance)
+    taken = job.status.resolved.defaults if job.status.resolved else None
+    return Wishes.of(job.spec, taken or {})
 
 
 def _patience(plan: Plan | Refused) -> int:
@@ -218,7 +232,9 @@ def _plan(job: Job, observed: Observed, world: World) -> Plan | Refused:
         return make_plan(job.namespace, job.name, job.uid, observed.snapshot)
     if isinstance(job.spec, Refused):
         return job.spec
-    snapshot = make_snapshot(job.spec, dict(world.profiles), world.settings.trainer_image)
+    labels = {**world.namespaces.get(job.namespace, {}), NAME_LABEL: job.namespace}
+    image = world.settings.trainer_image
+    snapshot = make_snapshot(job.spec, dict(world.profiles), image, labels)
     if isinstance(snapshot, Refused):
         return snapshot
     return make_plan(job.namespace, job.name, job.uid, snapshot)

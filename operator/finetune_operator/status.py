@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import Any
 
 from finetune_api.outcome import FetchFacts, PrepareFacts, ResolvedTraining, TrainFacts
 from finetune_api.run_config import RunConfig
@@ -223,8 +224,10 @@ def _resolved(
     if of_prepare and of_prepare.resolved:
         decided = of_prepare.resolved
     return Resolved(
-        profile=plan.snapshot.profile_name,
+        **_of_profile(plan),
         image=plan.snapshot.image,
+        objective=run.objective,
+        tuning=run.tuning,
         num_nodes=num_nodes,
         num_proc_per_node=run.num_proc_per_node,
         **decided.model_dump(),
@@ -247,7 +250,7 @@ def _resolved_own(before: Resolved, plan: Plan, fetched: FetchFacts | None) -> R
     """Of a job with its own trainer: how it trains is not ours to say."""
     starts = plan.attempt is not None
     return Resolved(
-        profile=plan.snapshot.profile_name,
+        **_of_profile(plan),
         image=own.image(plan, "train"),
         num_nodes=plan.run.num_nodes if starts else before.num_nodes or plan.run.num_nodes,
         num_proc_per_node=plan.run.num_proc_per_node,
@@ -257,6 +260,16 @@ def _resolved_own(before: Resolved, plan: Plan, fetched: FetchFacts | None) -> R
         output_uri=plan.run.output_uri,
         parameters=fetched.parameters if fetched else before.parameters,
     )
+
+
+def _of_profile(plan: Plan) -> dict[str, Any]:
+    """What a job keeps of its profile."""
+    retention = plan.snapshot.profile.retention
+    return {
+        "profile": plan.snapshot.profile_name,
+        "defaults": plan.snapshot.defaults or None,
+        "retention": retention if retention.to_json_dict() else None,
+    }
 
 
 def _known(run: RunConfig, before: Resolved) -> ResolvedTraining:

@@ -40,6 +40,8 @@ class Why:
 
 def why(stage: StageFacts) -> Why | None:
     """What a stage that is under way waits for; None: all its pods run or have run."""
+    if stage.queued is not None:
+        return Why("Queued", f"Job {stage.name} waits in queue {stage.queued}")
     pods = stage.there
     waiting = next((pod for pod in pods if pod.waiting), None)
     pending = next((pod for pod in pods if pod.phase == "Pending"), None)

@@ -52,7 +52,11 @@ def test_what_is_not_ours_is_no_outcome(text: str | None) -> None:
 def test_users_failures_are_below_128_and_the_platforms_above() -> None:
     users = {"Configuration", "Data", "Model", "OutOfMemory", "Diverged"}
     assert {c for c, code in EXIT_CODES.items() if code < 128} == users
-    assert set(FAILURE_CLASSES) - set(EXIT_CODES) == {"Killed", "DeadlineExceeded"}
+    assert set(FAILURE_CLASSES) - set(EXIT_CODES) == {
+        "Killed",
+        "DeadlineExceeded",
+        "AllowanceUsedUp",
+    }
 
 
 def test_the_largest_plausible_facts_of_prepare_fit() -> None:

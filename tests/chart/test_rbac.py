@@ -39,6 +39,7 @@ def test_the_operator_may_do_exactly_this_in_the_namespaces_it_watches() -> None
 def test_the_operator_may_do_exactly_this_in_the_whole_cluster() -> None:
     assert only(render(), "ClusterRole", f"{NAME}-cluster")["rules"] == [
         rule("finetune-operator.io", "finetuneprofiles", "list", "watch"),
+        rule("", "namespaces", "get"),
         rule("authentication.k8s.io", "tokenreviews", "create"),
     ]
 

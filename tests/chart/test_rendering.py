@@ -70,12 +70,16 @@ def test_the_defaults_make_these_objects(defaults: list[Manifest]) -> None:
         ("Secret", "finetune-operator-tls"),
         ("Service", "finetune-operator"),
         ("ServiceAccount", "finetune-operator"),
+        ("ValidatingAdmissionPolicy", f"{cluster}-profile-limits"),
+        ("ValidatingAdmissionPolicyBinding", f"{cluster}-profile-limits"),
     ]
 
 
 def test_every_object_with_a_namespace_is_in_that_of_the_release(defaults: list[Manifest]) -> None:
     for manifest in defaults:
-        is_cluster = manifest["kind"].startswith(("Cluster", "CustomResource"))
+        is_cluster = manifest["kind"].startswith(
+            ("Cluster", "CustomResource", "ValidatingAdmission")
+        )
         expected = None if is_cluster else NAMESPACE
         assert manifest["metadata"].get("namespace") == expected, manifest["metadata"]["name"]
 

@@ -150,7 +150,17 @@ FAILED = {
             ANEW,
         ),
     ),
-    "DeadlineExceeded": ("It did not keep a deadline of its spec.", (AGAIN,)),
+    "DeadlineExceeded": (
+        "It did not keep a deadline of its spec.",
+        ("its profile limits how long a job may be active: ask your platform team", AGAIN),
+    ),
+    "AllowanceUsedUp": (
+        "It has used what its profile lets a job use.",
+        (
+            "see what its time went to: `kubectl get ftj docs -n team-a -o yaml` (status.usage)",
+            "train for fewer steps, or ask your platform team for a profile that allows more",
+        ),
+    ),
 }
 
 
@@ -224,12 +234,13 @@ MEANINGS = {
         "it names no profile, and there are several default ones",
         (PROFILES, f"set spec.profile: {EDIT}"),
     ),
-    "TrackingForbidden": (
-        "it reports to a service that its profile does not allow",
-        (
-            "take what the message names out of spec.tracking.reportTo, or ask the platform team "
-            "for a profile with limits.reportTo",
-        ),
+    "ForbiddenByProfile": (
+        "it uses what its profile does not allow",
+        (f"use what the message lists, or set another spec.profile: {EDIT}", PROFILES),
+    ),
+    "Queued": (
+        "its turn in the queue has not come",
+        ("see what is before it, and the quota: `kubectl get workloads -n team-a`",),
     ),
     "OwnTrainerForbidden": (
         "it brings a trainer of its own, which its profile does not allow",

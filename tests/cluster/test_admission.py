@@ -229,7 +229,7 @@ REFUSED: dict[str, tuple[Json, str, str]] = {
         "belong together; change one",
     ),
     "supervised tuning on preferences": (
-        {"spec.dataset.format": "Preference"},
+        {"spec.dataset.format": "Preference", "spec.method.objective": "SFT"},
         "spec.dataset.format",
         "belong together; change one",
     ),
@@ -357,7 +357,8 @@ def started(kube: Kube) -> Iterator[Change]:
     """A job that has started, with 2 workers of 8 processes; changes it."""
     jobs = f"{GROUP}/namespaces/default/finetunejobs"
     workers = {"numNodes": 2, "numProcPerNode": 8}
-    kube.create(jobs, GOOD | {"spec": GOOD["spec"] | {"workers": workers}})
+    sizes = {"workers": workers, "training": {"globalBatchSize": 32}}
+    kube.create(jobs, GOOD | {"spec": GOOD["spec"] | sizes})
     kube.patch(f"{jobs}/docs/status", {"status": {"startTime": "2026-11-22T06:00:00Z"}})
 
     def change(body: Json) -> tuple[int, str]:

@@ -142,3 +142,71 @@ def test_a_pass_that_may_not_write_any_more_ends_quietly(
 ) -> None:
     cluster.before_status = [LeaseLostError("not the leader (any more): nothing is written")]
     assert (one_pass(controller), cluster.events, errors(controller)) == (None, [], 0)
+
+
+def test_a_namespace_is_read_only_where_a_profile_chooses_by_its_labels(
+    cluster: OneJob, controller: Controller
+) -> None:
+    asked: list[str] = []
+    limits = {"namespaceSelector": {"matchLabels": {"tier": "gold"}}}
+
+    async def profiles() -> list[Json]:
+        return [{"metadata": {"name": "standard"}, "spec": builders.PROFILE | {"limits": limits}}]
+
+    async def namespace_labels(namespace: str) -> Json:
+        asked.append(namespace)
+        return {"tier": "gold"} if len(asked) > 1 else {}
+
+    cluster.namespace_labels = namespace_labels  # type: ignore[attr-defined]
+    assert (one_pass(controller), asked) == (0.0, [])
+    cluster.simulation.body.pop("status")
+    cluster.profiles = profiles  # type: ignore[method-assign]
+    assert (one_pass(controller), asked) == (30.0, ["team-a"])
+    assert cluster.simulation.body["status"]["message"] == (
+        "metadata.namespace is team-a, which profile 'standard' is not for "
+        "(limits.namespaceSelector)"
+    )
+    assert (one_pass(controller), asked) == (0.0, ["team-a", "team-a"])
+
+
+class Recorded(Cluster):
+    """A cluster that answers one thing."""
+
+    def __init__(self, answer: Json | ApiError) -> None:
+        self.answer, self.sent = answer, []  # type: ignore[var-annotated]
+
+    async def _request(self, method: str, path: str, *rest: Any, **more: Any) -> Json:  # type: ignore[override]
+        self.sent.append((method, path, *rest))
+        if isinstance(self.answer, ApiError):
+            raise self.answer
+        return self.answer
+
+
+@pytest.mark.parametrize(
+    ("answer", "labels"),
+    [
+        ({"metadata": {"name": "team-a", "labels": {"tier": "gold"}}}, {"tier": "gold"}),
+        ({"metadata": {"name": "team-a"}}, {}),
+        (ApiError(404, "not found"), {}),
+        (ApiError(403, "namespaced mode"), {}),
+    ],
+)
+def test_a_namespace_that_may_not_be_read_has_no_labels_but_its_name(
+    answer: Json | ApiError, labels: Json
+) -> None:
+    found = Recorded(answer)
+    assert asyncio.run(found.namespace_labels("team-a")) == labels
+    assert [sent[:2] for sent in found.sent] == [("GET", "/api/v1/namespaces/team-a")]
+
+
+def test_what_is_stopped_leaves_its_queue_and_what_goes_on_stays_in_it() -> None:
+    found = Recorded({})
+    for stop in (True, False):
+        asyncio.run(found.suspend_job("team-a", "docs-train-0", stop))
+    assert [sent[3] for sent in found.sent] == [
+        {
+            "spec": {"suspend": True},
+            "metadata": {"labels": {"kueue.x-k8s.io/queue-name": None}},
+        },
+        {"spec": {"suspend": False}},
+    ]

@@ -49,6 +49,28 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             "env": {"NCCL_DEBUG": "WARN", "MLFLOW_TRACKING_URI": "https://mlflow.example"},
         },
     ),
+    "whole-profile": (
+        {"serviceAccountName": "tune-a"},
+        {
+            "default": True,
+            "node": {
+                "gpusPerNode": 8,
+                "extraResources": {"rdma/hca": "1", "hugepages-2Mi": "5120Mi"},
+                "runtimeClassName": "nvidia",
+                "annotations": {"k8s.v1.cni.cncf.io/networks": "rdma-net"},
+            },
+            "placement": {
+                "priorityClassName": "training",
+                "queue": "team-a",
+                "together": {"topologyKey": "topology.kubernetes.io/zone", "required": True},
+                "topologySpread": [{"topologyKey": "kubernetes.io/hostname"}],
+            },
+            "storage": {"cacheClaim": "hub-cache"},
+            "limits": {"serviceAccounts": ["tune-*"]},
+            "pods": {"serviceAccountName": "other", "imagePullSecrets": ["registry"]},
+            "defaults": {"training": {"epochs": 2}},
+        },
+    ),
     "own-trainer": (
         {
             "trainer": {

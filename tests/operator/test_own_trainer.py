@@ -170,7 +170,7 @@ def test_a_profile_that_does_not_allow_it_fails_the_job_at_once_and_makes_nothin
     done = life.look()
     said = (
         "spec.trainer: profile 'standard' lets no job bring its own trainer "
-        "(spec.limits.ownTrainer is false); remove it, or use a profile that allows it"
+        "(limits.ownTrainer is false); remove it, or use a profile that allows it"
     )
     assert (done.apply, life.status.phase, life.status.message) == ((), "Failed", said)
     assert {type_: life.condition(type_) for type_ in ("Validated", "Failed", "Complete")} == {

@@ -183,7 +183,10 @@ def test_a_shared_work_claim_gets_a_directory_per_job() -> None:
         pytest.param(
             {},
             {"a": {"default": True, "limits": {"maxNodes": 1}}},
-            Refused("ExceedsProfile", "spec.workers.numNodes is 2; profile 'a' allows at most 1"),
+            Refused(
+                "ExceedsProfile",
+                "spec.workers.numNodes is 2; profile 'a' allows at most 1 (limits.maxNodes)",
+            ),
             id="too many nodes",
         ),
         pytest.param(
@@ -191,7 +194,8 @@ def test_a_shared_work_claim_gets_a_directory_per_job() -> None:
             {"a": {"default": True, "node": {"gpusPerNode": 4}}},
             Refused(
                 "ExceedsProfile",
-                "spec.workers.numProcPerNode is 8; a node of profile 'a' has 4 GPUs",
+                "spec.workers.numProcPerNode is 8; a node of profile 'a' has 4 GPUs "
+                "(node.gpusPerNode)",
             ),
             id="too many GPUs",
         ),

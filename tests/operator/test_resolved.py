@@ -47,6 +47,7 @@ EXEMPT = {
     "checkpoints.every_steps": "without it they are saved by time",
     "checkpoints.resume": "a policy: what it did is in the message of the attempt's start",
     "active_deadline_seconds": "without it there is no limit",
+    "service_account_name": "without it the profile's, or the namespace's own",
     "startup_deadline_seconds": "without it there is no limit",
     "ttl_seconds_after_finished": "without it nothing is deleted",
     "ttl_seconds_after_finished.succeeded": "without it nothing is deleted",

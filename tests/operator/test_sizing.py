@@ -173,7 +173,7 @@ REFUSED: dict[str, tuple[dict[str, Any], int, str, str]] = {
         {"profile": {"limits": {"maxNodes": 2}}},
         4,
         "ExceedsProfile",
-        "spec.workers.numNodes is 4; profile 'standard' allows at most 2",
+        "spec.workers.numNodes is 4; profile 'standard' allows at most 2 (limits.maxNodes)",
     ),
     "nothing known": (
         {"prepared": builders.PREPARED},

@@ -28,10 +28,9 @@ def plan(profile: dict[str, Any], *trackers: str) -> Plan:
 @pytest.mark.parametrize("tracker", ["MLflow", "WandB"])
 def test_what_leaves_the_gang_must_be_allowed_by_the_profile(tracker: str) -> None:
     assert snapshot({}, "TensorBoard", tracker) == Refused(
-        "TrackingForbidden",
-        f"spec.tracking.reportTo: profile 'standard' does not allow {tracker} "
-        "(spec.limits.reportTo is TensorBoard); remove it, or use a profile that allows it",
-        final=True,
+        "ForbiddenByProfile",
+        f"spec.tracking.reportTo is TensorBoard, {tracker}; profile 'standard' allows TensorBoard "
+        "(limits.reportTo)",
     )
     assert isinstance(snapshot({"limits": {"reportTo": [tracker]}}, tracker), Snapshot)
 

@@ -8,7 +8,8 @@ from typing import Any
 import builders
 import pytest
 
-from finetune_api.profile import FineTuneProfileSpec, Price
+from finetune_api.price import Price
+from finetune_api.profile import FineTuneProfileSpec
 from finetune_api.progress import TrainerStatus
 from finetune_api.status import FineTuneJobStatus, Progress
 from finetune_api.usage import Badput, Usage

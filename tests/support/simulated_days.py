@@ -87,7 +87,8 @@ class Simulation:
     """The world, and an operator that looks at it when told to."""
 
     def __init__(self, seed: int) -> None:
-        body = builders.job_body(spec={"training": {"globalBatchSize": 32}})
+        output = {"uri": "pvc://team-models/docs"}  # a TTL after success needs one
+        body = builders.job_body(spec={"training": {"globalBatchSize": 32}, "output": output})
         self.api = ModelApi(body, {"standard": builders.PROFILE})
         self.world = ModelWorld(self.api, counts_stopped=seed % 2 == 1)
         invariants.watch(self.api)
