@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Mapping
 from typing import Any
 
 from finetune_api.base import API_VERSION
@@ -46,18 +49,31 @@ def _metadata(plan: Plan, name: str, extra: dict[str, str] | None = None) -> Man
     }
 
 
-def run_config_map(plan: Plan, ca_cert: str) -> Manifest:
+def settings_of(plan: Plan, ca_cert: str) -> dict[str, str]:
     """What the stages are told, what the job started with, and whom to trust with progress."""
+    return {
+        "run.json": plan.run.model_dump_json(by_alias=True, indent=1),
+        "snapshot.json": plan.snapshot.model_dump_json(by_alias=True, exclude_none=True),
+        "ca.crt": ca_cert,
+    }
+
+
+def settings_digest(settings: Mapping[str, str]) -> str:
+    """Of the data of the ConfigMap that `run_config_map` makes, for `status.settingsDigest`: who
+    may make ConfigMaps and knows the job's uid can make one that looks like it, and only the
+    operator may write the status."""
+    text = json.dumps(dict(settings), sort_keys=True).encode()
+    return f"sha256:{hashlib.sha256(text).hexdigest()}"
+
+
+def run_config_map(plan: Plan, ca_cert: str) -> Manifest:
+    """What the job started with."""
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": _metadata(plan, names.run_config_map(plan.name)),
         "immutable": True,
-        "data": {
-            "run.json": plan.run.model_dump_json(by_alias=True, indent=1),
-            "snapshot.json": plan.snapshot.model_dump_json(by_alias=True, exclude_none=True),
-            "ca.crt": ca_cert,
-        },
+        "data": settings_of(plan, ca_cert),
     }
 
 

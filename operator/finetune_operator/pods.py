@@ -134,7 +134,8 @@ def _env(plan: Plan, stage: Stage, attempt: int, settings: Settings) -> list[Man
             {"name": progress.ENV_TOKEN, "value": f"{names.TOKEN_DIR}/token"},
             {"name": ENV_STOP_SECONDS, "value": str(plan.grace_seconds)},
         ]
-    return found
+    # The last of a name counts, as in a container; server-side apply takes each name once.
+    return list({variable["name"]: variable for variable in found}.values())
 
 
 def _rendezvous(plan: Plan, attempt: int) -> list[Manifest]:
