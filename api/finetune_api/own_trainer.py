@@ -71,8 +71,8 @@ class OwnTrainer(ApiModel):
         json_schema_extra=rules(
             rule(
                 f"(self.command + self.args).map(word, word.size()).sum() <= {MAX_WORDS}",
-                f"spec.trainer.command and args have more than {MAX_WORDS} characters together; put "
-                "the script into a ConfigMap and name it in spec.trainer.filesFrom",
+                f"spec.trainer.command and args have more than {MAX_WORDS} characters together; "
+                "put the script into a ConfigMap and name it in spec.trainer.filesFrom",
             ),
             rule(
                 f"self.env.map(one, has(one.value) ? one.value.size() : 0).sum() <= {MAX_WORDS}",

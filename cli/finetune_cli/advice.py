@@ -232,7 +232,7 @@ WAITS: dict[str, Advice[str]] = {
     "ObjectRefused": Advice(
         "the API server does not accept an object that the job needs",
         (
-            "the message has its reason: where it is a quota, see what uses it by `kubectl describe "
+            "the message has its reason: where it is a quota, see what uses it: `kubectl describe "
             "quota -n {namespace}`; where it is a policy of the cluster, ask the platform team",
         ),
     ),

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from finetune_api.base import API_VERSION
-from finetune_operator import names
+from finetune_operator import names, network
 from finetune_operator.names import Stage
 from finetune_operator.plan import Plan
 from finetune_operator.pods import pod_spec
@@ -20,7 +20,6 @@ DONT_RETRY = [10, 11, 12, 13, 14]
 """Exit codes of the user's failures (`finetune_api.outcome.ExitCode`)."""
 CPU_STAGE_RETRIES = 2
 DISRUPTED = {"type": "DisruptionTarget", "status": "True"}
-DNS_PORT = 53
 
 
 def labels(plan: Plan, stage: Stage | None = None, attempt: int = 0) -> dict[str, str]:
@@ -121,48 +120,16 @@ def service(plan: Plan) -> Manifest:
     }
 
 
-def network_policies(plan: Plan, settings: Settings) -> tuple[Manifest, Manifest]:
-    """Workers talk to each other, to DNS and to the operator; the CPU stages may go out, to fetch,
-    but nobody comes in."""
-    own = {"podSelector": {"matchLabels": {names.LABEL_JOB: plan.name}}}
-    dns = {"ports": [{"port": DNS_PORT, "protocol": p} for p in ("UDP", "TCP")]}
-    operator = {
-        "to": [
-            {
-                "namespaceSelector": {
-                    "matchLabels": {"kubernetes.io/metadata.name": settings.namespace}
-                }
-            }
-        ],
-        "ports": [{"port": settings.progress_port, "protocol": "TCP"}],
-    }
-    train = {names.LABEL_JOB: plan.name, names.LABEL_STAGE: "train"}
-    cpu = {
-        "matchLabels": {names.LABEL_JOB: plan.name},
-        "matchExpressions": [
-            {"key": names.LABEL_STAGE, "operator": "In", "values": ["prepare", "export"]}
-        ],
-    }
-
-    def policy(name: str, spec: Manifest) -> Manifest:
-        return {
+def network_policies(plan: Plan, settings: Settings) -> tuple[Manifest, ...]:
+    """One for each stage."""
+    return tuple(
+        {
             "apiVersion": "networking.k8s.io/v1",
             "kind": "NetworkPolicy",
-            "metadata": _metadata(plan, name),
+            "metadata": _metadata(plan, names.network_policy(plan.name, stage)),
             "spec": spec,
         }
-
-    return (
-        policy(
-            plan.name,
-            {
-                "podSelector": {"matchLabels": train},
-                "policyTypes": ["Ingress", "Egress"],
-                "ingress": [{"from": [own]}],
-                "egress": [{"to": [own]}, dns, operator],
-            },
-        ),
-        policy(f"{plan.name}-cpu", {"podSelector": cpu, "policyTypes": ["Ingress"]}),
+        for stage, spec in network.specs(plan, settings).items()
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from finetune_api import progress
-from finetune_api.names import MODULES, USER
+from finetune_api.names import MODULES
 from finetune_api.resolve import claim_of
 from finetune_api.run_config import ENV_ATTEMPT, ENV_HEARTBEAT
 from finetune_operator import names, own
@@ -21,6 +21,7 @@ PROBE = f'test -z "`find ${ENV_HEARTBEAT} -mmin +2 2>/dev/null`" || {{ kill -CON
 A file that is not there is no fault: other images do not write it. A launch that was only stopped
 is made to go on: its ranks may be training, and if they are stopped too, it is the one to say so.
 (Not in the form that Kubernetes would take for a variable of its own.)"""
+ENV_FETCH_CIDRS = "FINETUNE_FETCH_CIDRS"
 ENV_STOP_SECONDS = "FINETUNE_STOP_SECONDS"
 """How long the launcher lets the processes save: as long as the kubelet lets the pod."""
 
@@ -31,14 +32,7 @@ def pod_spec(plan: Plan, stage: Stage, attempt: int, settings: Settings) -> Mani
         "restartPolicy": "Never",
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": USER,
-            "runAsGroup": USER,
-            "fsGroup": USER,
-            "fsGroupChangePolicy": "OnRootMismatch",
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
+        "securityContext": _identity(settings.trainer_user),
         "containers": [_container(plan, stage, attempt, settings)],
         "volumes": _volumes(plan, stage),
     }
@@ -54,6 +48,19 @@ def pod_spec(plan: Plan, stage: Stage, attempt: int, settings: Settings) -> Mani
         if plan.not_on:
             spec["affinity"] = _not_on(plan.not_on)
     return spec
+
+
+def _identity(user: int | None) -> Manifest:
+    """None: the cluster says who they are (OpenShift: a range for each namespace)."""
+    fixed: Manifest = {}
+    if user is not None:
+        fixed = {
+            "runAsUser": user,
+            "runAsGroup": user,
+            "fsGroup": user,
+            "fsGroupChangePolicy": "OnRootMismatch",
+        }
+    return {"runAsNonRoot": True, **fixed, "seccompProfile": {"type": "RuntimeDefault"}}
 
 
 def _not_on(nodes: tuple[str, ...]) -> Manifest:
@@ -109,6 +116,8 @@ def _env(plan: Plan, stage: Stage, attempt: int, settings: Settings) -> list[Man
         {"name": "TRITON_CACHE_DIR", "value": f"{names.TMP_DIR}/triton"},
     ]
     found += own.variables(plan, stage)
+    if stage == "prepare" and settings.fetch_cidrs:
+        found.append({"name": ENV_FETCH_CIDRS, "value": ",".join(settings.fetch_cidrs)})
     if stage == "prepare":
         sources = (
             ("HF_TOKEN", spec.model),
