@@ -44,6 +44,8 @@ def structural(schema: Schema, defs: dict[str, Schema]) -> Schema:
         names = found["items"].get("properties", {})
         if {"type", "status", "reason"} <= set(names):  # conditions: each type once
             found |= {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}
+        elif "secretKeyRef" in names:  # environment variables: each name once
+            found |= {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]}
         else:
             found["x-kubernetes-list-type"] = "atomic"
     if schema.get("type") == "integer":

@@ -12,6 +12,10 @@ from finetune_api.sources import ObjectName
 RESERVED = ("PET_", "FINETUNE_", "KUBEFLOW_TRAINER_SERVER_")
 """Beginnings of the names of variables that the operator sets itself."""
 
+MAX_WORDS = 65_536
+"""Characters of all arguments, and of all variables: the job, what it started with and its pods all
+hold them, and the API server takes a megabyte of each."""
+
 Argument = Annotated[str, StringConstraints(max_length=16_384)]
 
 
@@ -21,7 +25,9 @@ class SecretKeyRef(ApiModel):
     name: ObjectName
     """The Secret."""
 
-    key: Annotated[str, StringConstraints(min_length=1, max_length=253)]
+    key: Annotated[
+        str, StringConstraints(min_length=1, max_length=253, pattern=r"^[-._a-zA-Z0-9]+$")
+    ]
     """The key in it."""
 
 
@@ -61,7 +67,24 @@ class OwnTrainer(ApiModel):
     """Your own script in place of the built-in training: on the same pods, with the same life
     cycle, rendezvous (`PET_*`, as torchrun reads them), restarts, volumes and progress endpoint."""
 
-    image: Annotated[str, StringConstraints(min_length=1, max_length=512)] | None = None
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            rule(
+                f"(self.command + self.args).map(word, word.size()).sum() <= {MAX_WORDS}",
+                f"spec.trainer.command and args have more than {MAX_WORDS} characters together; "
+                "put the script into a ConfigMap and name it in spec.trainer.filesFrom",
+            ),
+            rule(
+                f"self.env.map(one, has(one.value) ? one.value.size() : 0).sum() <= {MAX_WORDS}",
+                f"spec.trainer.env: the values have more than {MAX_WORDS} characters together; put "
+                "them into a ConfigMap and name it in spec.trainer.filesFrom",
+            ),
+        )
+    )
+
+    image: (
+        Annotated[str, StringConstraints(min_length=1, max_length=512, pattern=r"^\S+$")] | None
+    ) = None
     """Image of the training pods. Default: the profile's trainer image."""
 
     command: Annotated[list[Argument], Field(max_length=64)] = []
@@ -72,7 +95,7 @@ class OwnTrainer(ApiModel):
     """Arguments of it. Default: the image's own, where there is no `command` either."""
 
     env: Annotated[list[EnvVar], Field(max_length=64)] = []
-    """Environment, after the profile's."""
+    """Environment, in place of the profile's where the names are the same."""
 
     files_from: ObjectName | None = None
     """ConfigMap of the job's namespace whose keys are files in `/etc/finetune/files`: your

@@ -97,7 +97,7 @@ class ProfileLimits(ApiModel):
 
     report_to: Annotated[list[Tracker], Field(max_length=3)] = ["TensorBoard"]
     """Values of `spec.tracking.reportTo`. With `MLflow` or `WandB` the first worker of such a job
-    may connect to any address, where else workers reach each other only."""
+    may connect to public addresses, where else workers reach each other only."""
 
     namespace_selector: NamespaceSelector | None = None
     """Namespaces whose jobs may use this profile. Default: all."""

@@ -418,6 +418,10 @@ class FineTuneJobStatus(ApiModel):
     start_time: Time | None = None
     """When the operator started the job; from here on the spec is fixed."""
 
+    settings_digest: Annotated[str, StringConstraints(max_length=80)] | None = None
+    """SHA-256 of what the job started with, which its ConfigMap `<name>-run` holds: another
+    ConfigMap under that name, whoever made it, is not believed."""
+
     completion_time: Time | None = None
     """When the job ended."""
 

@@ -243,6 +243,13 @@ WAITS: dict[str, Advice[str]] = {
         "an object that it has to make exists already, and is not its own",
         ("delete the object that the message names, or submit the job under another name",),
     ),
+    "ObjectRefused": Advice(
+        "the API server does not accept an object that the job needs",
+        (
+            "the message has its reason: where it is a quota, see what uses it: `kubectl describe "
+            "quota -n {namespace}`; where it is a policy of the cluster, ask the platform team",
+        ),
+    ),
     "SizeUnknown": Advice(
         "whether it fits on another number of workers is not known",
         ("set spec.workers.numNodes back: `kubectl edit ftj {name} -n {namespace}`",),

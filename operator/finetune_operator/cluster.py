@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from finetune_api.base import API_VERSION, GROUP, VERSION
 from finetune_operator import names
-from finetune_operator.kube_api import KubeApi, Listing, unlimited
+from finetune_operator.kube_api import JSON, KubeApi, Listing, unlimited
 from finetune_operator.kube_api import path_of as _path
 from finetune_operator.lease import Fence
 from finetune_operator.transport import Answered, Permit, nobody, open_transport
@@ -19,12 +19,19 @@ from finetune_operator.transport import Json as Json
 
 APPLY = "application/apply-patch+yaml"
 MERGE_PATCH = "application/merge-patch+json"
+REFUSALS = (400, 403, 413, 422)
+"""What does not change by asking again a moment later."""
 MAX_QUESTIONS = 4
 """Objects whose Events are read in one pass: one that waits explains the others."""
 
 
 class NotOursError(Exception):
     """An object has a name that we need and another owner; the text is kind and name."""
+
+
+class RefusedError(Exception):
+    """The API server does not take an object (it is not valid, a quota is used up, a policy of the
+    cluster forbids it); the text is kind, name and its words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,21 +136,53 @@ class Cluster(KubeApi):
         return False
 
     async def apply(self, manifest: Json) -> None:
-        """Server-side apply of a child; raises `NotOursError` before touching what is not ours."""
+        """Make a child, or bring it to what it should be; raises `NotOursError` before touching
+        what is not ours, `RefusedError` where the API server does not take it.
+
+        What is not there is created, not applied: an apply would take over what somebody else has
+        made a moment ago. What is there is applied to this very object, and no other of its name.
+        """
         metadata = manifest["metadata"]
-        path = _path(
-            manifest["apiVersion"], manifest["kind"], metadata["namespace"], metadata["name"]
-        )
+        where = manifest["apiVersion"], manifest["kind"], metadata["namespace"]
+        path = _path(*where, metadata["name"])
         existing = await self._get(path)
+        if existing is None:
+            if await self._create(_path(*where), manifest):
+                return
+            existing = await self._get(path)
+        if existing is None:
+            raise ApiError(409, f"{manifest['kind']} {metadata['name']} comes and goes")
         owner = metadata["ownerReferences"][0]["uid"]
-        if existing is not None:
-            owners = existing["metadata"].get("ownerReferences") or []
-            if owner not in [o.get("uid") for o in owners]:
-                raise NotOursError(f"{manifest['kind']} {metadata['name']}")
-            if existing.get("immutable"):
-                return  # a newer operator may write it otherwise, and be refused for ever
+        owners = existing["metadata"].get("ownerReferences") or []
+        if owner not in [o.get("uid") for o in owners]:
+            raise NotOursError(f"{manifest['kind']} {metadata['name']}")
+        if existing.get("immutable"):
+            return  # a newer operator may write it otherwise, and be refused for ever
         query = {"fieldManager": names.FIELD_OWNER, "force": "true"}
-        await self._request("PATCH", path, query, manifest, APPLY)
+        this = {"uid": existing["metadata"]["uid"]}
+        body = manifest | {"metadata": metadata | this}
+        await self._child("PATCH", path, query, body, APPLY)
+
+    async def _create(self, path: str, manifest: Json) -> bool:
+        """False: there is one already, of somebody else or by a request whose answer was lost."""
+        try:
+            await self._child("POST", path, {"fieldManager": names.FIELD_OWNER}, manifest)
+        except ApiError as error:
+            if error.code != 409:
+                raise
+            return False
+        return True
+
+    async def _child(
+        self, method: str, path: str, query: Json, manifest: Json, content_type: str = JSON
+    ) -> None:
+        try:
+            await self._request(method, path, query, manifest, content_type)
+        except ApiError as error:
+            if error.code not in REFUSALS:
+                raise
+            what = f"{manifest['kind']} {manifest['metadata']['name']}"
+            raise RefusedError(f"{what}: {error.text}") from error
 
     async def suspend_job(self, namespace: str, name: str, stop: bool) -> None:
         """Stop a Kubernetes Job, or let it go on. Not by apply: the pods that a newer operator

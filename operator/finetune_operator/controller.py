@@ -14,9 +14,9 @@ from pydantic import ValidationError
 from finetune_api.base import API_VERSION
 from finetune_api.profile import FineTuneProfileSpec
 from finetune_api.status import TERMINAL_PHASES, FineTuneJobStatus
-from finetune_operator import logs, names
-from finetune_operator.cluster import ApiError, Cluster, Json, NotOursError
-from finetune_operator.conditions import is_older
+from finetune_operator import logs, names, objects
+from finetune_operator.cluster import ApiError, Cluster, Json, NotOursError, RefusedError
+from finetune_operator.conditions import is_done, is_older
 from finetune_operator.events import Event
 from finetune_operator.lease import LeaseLostError
 from finetune_operator.metrics import Metrics
@@ -87,6 +87,8 @@ class Controller:
 
     async def _pass(self, key: Key) -> float | None:
         body = await self.cluster.job(*key)
+        if body is not None and "deletionTimestamp" in body["metadata"]:
+            await self._stop_children(key, body["metadata"]["uid"])
         if body is None or "deletionTimestamp" in body["metadata"]:
             # Kubernetes removes the children by their owner references; nothing is left to do.
             self.metrics.forget(key)
@@ -113,12 +115,21 @@ class Controller:
             for pod in done.give_up:
                 await self.cluster.fail_pod(job.namespace, pod.name, pod.uid)
         except NotOursError as error:
-            taken = Observed(snapshot=None, stages=(), taken=str(error))
-            done = step(job, taken, world, self._now())
+            done = step(job, Observed(taken=str(error)), world, self._now())
+        except RefusedError as error:
+            logger.warning("not accepted: %s", error, extra={"reason": "ObjectRefused"})
+            done = step(job, Observed(refused=str(error)), world, self._now())
         await self._report(job, done)
         for pod in done.force_delete:
             await self.cluster.force_delete_pod(job.namespace, pod.name, pod.uid)
         return done.requeue_after
+
+    async def _stop_children(self, key: Key, uid: str) -> None:
+        """A job that is being deleted and stays, because of somebody's finalizer, holds no node."""
+        jobs, pods = await self.cluster.children(*key)
+        for stage in observe(None, jobs, pods, uid).stages:
+            if stage.state == "Active" and not stage.suspended:
+                await self.cluster.suspend_job(key[0], stage.name, True)
 
     async def _clean_up(self, job: Job) -> float | None:
         done = finished_step(job, self._now())
@@ -136,6 +147,10 @@ class Controller:
 
     async def _observe(self, job: Job) -> Observed:
         config_map = await self.cluster.run_config_map(job.namespace, job.name)
+        if config_map is not None and not is_what_it_started_with(job, config_map):
+            if not has_begun(job):
+                return Observed(taken=f"ConfigMap {names.run_config_map(job.name)}")
+            config_map = None  # somebody has replaced it: as if it were deleted
         jobs, pods = await self.cluster.children(job.namespace, job.name)
         seen = observe(config_map, jobs, pods, job.uid)
         asked = questions(seen, job.status, self._now())
@@ -201,6 +216,18 @@ class Controller:
         for key, status in self.metrics.statuses().items():
             if status.phase in (None, "Pending"):
                 self.queue.add(key)
+
+
+def is_what_it_started_with(job: Job, config_map: Json) -> bool:
+    """Whether a ConfigMap is the one that the operator has made for this job. Its owner reference
+    proves nothing: whoever may make ConfigMaps can write one, and with it any profile."""
+    data = config_map.get("data") or {}
+    return objects.settings_digest(data) == job.status.settings_digest
+
+
+def has_begun(job: Job) -> bool:
+    """Whether a stage of it was started."""
+    return bool(job.status.stages) or is_done(job.status, "Prepared")
 
 
 def is_over(job: Job) -> bool:

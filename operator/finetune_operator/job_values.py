@@ -29,6 +29,7 @@ WAITING_REASONS = (
     "ExceedsProfile",
     "InvalidBatchSize",
     "NameTaken",
+    "ObjectRefused",
 )
 """Of the condition `Waiting`; every other one is `Other`: the words of a scheduler have no end."""
 BADPUT_REASONS: tuple[str, ...] = tuple(Badput.model_fields)

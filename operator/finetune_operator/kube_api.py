@@ -123,5 +123,5 @@ def _whole(item: Json) -> Json:
 def path_of(api_version: str, kind: str, namespace: str | None, name: str | None = None) -> str:
     """Of a kind in a namespace (None: in all), or of one object."""
     root = "/api/v1" if api_version == "v1" else f"/apis/{api_version}"
-    scope = f"/namespaces/{quote(namespace)}" if namespace else ""
-    return f"{root}{scope}/{PLURALS[kind]}" + (f"/{quote(name)}" if name else "")
+    scope = f"/namespaces/{quote(namespace, safe='')}" if namespace else ""
+    return f"{root}{scope}/{PLURALS[kind]}" + (f"/{quote(name, safe='')}" if name else "")

@@ -63,6 +63,11 @@ def service(job: str) -> str:
     return job
 
 
+def network_policy(job: str, stage: Stage) -> str:
+    """NetworkPolicy of the pods of a stage."""
+    return f"{job}-{stage}"
+
+
 def stage_job(job: str, stage: Stage, attempt: int) -> str:
     """Kubernetes Job of a stage; only training has attempts."""
     return f"{job}-train-{attempt}" if stage == "train" else f"{job}-{stage}"

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Mapping
 from typing import Any
 
 from finetune_api.base import API_VERSION
-from finetune_operator import names, trackers
+from finetune_operator import names, network
 from finetune_operator.names import Stage
 from finetune_operator.placement import queue_label
 from finetune_operator.plan import Plan
@@ -18,7 +21,6 @@ DONT_RETRY = [10, 11, 12, 13, 14]
 """Exit codes of the user's failures (`finetune_api.outcome.ExitCode`)."""
 CPU_STAGE_RETRIES = 2
 DISRUPTED = {"type": "DisruptionTarget", "status": "True"}
-DNS_PORT = 53
 
 
 def labels(plan: Plan, stage: Stage | None = None, attempt: int = 0) -> dict[str, str]:
@@ -47,18 +49,31 @@ def _metadata(plan: Plan, name: str, extra: dict[str, str] | None = None) -> Man
     }
 
 
-def run_config_map(plan: Plan, ca_cert: str) -> Manifest:
+def settings_of(plan: Plan, ca_cert: str) -> dict[str, str]:
     """What the stages are told, what the job started with, and whom to trust with progress."""
+    return {
+        "run.json": plan.run.model_dump_json(by_alias=True, indent=1),
+        "snapshot.json": plan.snapshot.model_dump_json(by_alias=True, exclude_none=True),
+        "ca.crt": ca_cert,
+    }
+
+
+def settings_digest(settings: Mapping[str, str]) -> str:
+    """Of the data of the ConfigMap that `run_config_map` makes, for `status.settingsDigest`: who
+    may make ConfigMaps and knows the job's uid can make one that looks like it, and only the
+    operator may write the status."""
+    text = json.dumps(dict(settings), sort_keys=True).encode()
+    return f"sha256:{hashlib.sha256(text).hexdigest()}"
+
+
+def run_config_map(plan: Plan, ca_cert: str) -> Manifest:
+    """What the job started with."""
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": _metadata(plan, names.run_config_map(plan.name)),
         "immutable": True,
-        "data": {
-            "run.json": plan.run.model_dump_json(by_alias=True, indent=1),
-            "snapshot.json": plan.snapshot.model_dump_json(by_alias=True, exclude_none=True),
-            "ca.crt": ca_cert,
-        },
+        "data": settings_of(plan, ca_cert),
     }
 
 
@@ -106,54 +121,22 @@ def service(plan: Plan) -> Manifest:
     }
 
 
-def network_policies(plan: Plan, settings: Settings) -> tuple[Manifest, Manifest]:
-    """Workers talk to each other, to DNS and to the operator; the CPU stages may go out, to fetch,
-    but nobody comes in."""
-    own = {"podSelector": {"matchLabels": {names.LABEL_JOB: plan.name}}}
-    dns = {"ports": [{"port": DNS_PORT, "protocol": p} for p in ("UDP", "TCP")]}
-    operator = {
-        "to": [
-            {
-                "namespaceSelector": {
-                    "matchLabels": {"kubernetes.io/metadata.name": settings.namespace}
-                }
-            }
-        ],
-        "ports": [{"port": settings.progress_port, "protocol": "TCP"}],
-    }
-    train = {names.LABEL_JOB: plan.name, names.LABEL_STAGE: "train"}
-    cpu = {
-        "matchLabels": {names.LABEL_JOB: plan.name},
-        "matchExpressions": [
-            {"key": names.LABEL_STAGE, "operator": "In", "values": ["prepare", "export"]}
-        ],
-    }
-
-    def policy(name: str, spec: Manifest) -> Manifest:
-        return {
+def network_policies(plan: Plan, settings: Settings) -> tuple[Manifest, ...]:
+    """One for each stage."""
+    return tuple(
+        {
             "apiVersion": "networking.k8s.io/v1",
             "kind": "NetworkPolicy",
-            "metadata": _metadata(plan, name),
+            "metadata": _metadata(plan, names.network_policy(plan.name, stage)),
             "spec": spec,
         }
-
-    return (
-        policy(
-            plan.name,
-            {
-                "podSelector": {"matchLabels": train},
-                "policyTypes": ["Ingress", "Egress"],
-                "ingress": [{"from": [own]}],
-                "egress": [{"to": [own]}, dns, operator],
-            },
-        ),
-        policy(f"{plan.name}-cpu", {"podSelector": cpu, "policyTypes": ["Ingress"]}),
+        for stage, spec in network.specs(plan, settings).items()
     )
 
 
-def tracking_policy(plan: Plan) -> tuple[Manifest, ...]:
+def tracking_policy(plan: Plan, settings: Settings) -> tuple[Manifest, ...]:
     """Where the job reports to a tracker's server."""
-    spec = trackers.policy_spec(plan)
+    spec = network.tracking(plan, settings)
     if spec is None:
         return ()
     metadata = _metadata(plan, f"{plan.name}-tracking")
@@ -208,7 +191,7 @@ def preparing_objects(plan: Plan, settings: Settings) -> tuple[Manifest, ...]:
     return (
         *claim,
         *network_policies(plan, settings),
-        *tracking_policy(plan),
+        *tracking_policy(plan, settings),
         stage_job(plan, "prepare", 0, settings),
     )
 

@@ -119,6 +119,8 @@ class Observed:
     """Pods of this job that live although their Kubernetes Job is gone: somebody deleted it."""
     taken: str | None = None
     """An object that has a name we need and is not ours: `Service docs-assistant`."""
+    refused: str | None = None
+    """An object that the API server does not take, and why: `Job docs-prepare: exceeded quota`."""
 
     def stage(self, stage: Stage) -> StageFacts | None:
         """The newest attempt of a stage."""

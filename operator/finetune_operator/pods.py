@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from finetune_api import progress
-from finetune_api.names import MODULES, USER
+from finetune_api.names import MODULES
 from finetune_api.resolve import claim_of
 from finetune_api.run_config import ENV_ATTEMPT, ENV_HEARTBEAT
 from finetune_operator import names, own, trackers
@@ -22,6 +22,7 @@ PROBE = f'test -z "`find ${ENV_HEARTBEAT} -mmin +2 2>/dev/null`" || {{ kill -CON
 A file that is not there is no fault: other images do not write it. A launch that was only stopped
 is made to go on: its ranks may be training, and if they are stopped too, it is the one to say so.
 (Not in the form that Kubernetes would take for a variable of its own.)"""
+ENV_FETCH_CIDRS = "FINETUNE_FETCH_CIDRS"
 ENV_STOP_SECONDS = "FINETUNE_STOP_SECONDS"
 """How long the launcher lets the processes save: as long as the kubelet lets the pod."""
 
@@ -32,15 +33,8 @@ def pod_spec(plan: Plan, stage: Stage, attempt: int, settings: Settings) -> Mani
         "restartPolicy": "Never",
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        **_identity(plan),
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": USER,
-            "runAsGroup": USER,
-            "fsGroup": USER,
-            "fsGroupChangePolicy": "OnRootMismatch",
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
+        **_account(plan),
+        "securityContext": _identity(settings.trainer_user),
         "containers": [_container(plan, stage, attempt, settings)],
         "volumes": _volumes(plan, stage),
     }
@@ -51,13 +45,26 @@ def pod_spec(plan: Plan, stage: Stage, attempt: int, settings: Settings) -> Mani
     return spec
 
 
-def _identity(plan: Plan) -> Manifest:
+def _account(plan: Plan) -> Manifest:
     """Whom the pods run as, and what pulls their images."""
     pods = plan.snapshot.profile.pods
     account = plan.snapshot.spec.service_account_name or pods.service_account_name
     secrets = [{"name": name} for name in pods.image_pull_secrets]
     found: Manifest = {"serviceAccountName": account, "imagePullSecrets": secrets}
     return {key: value for key, value in found.items() if value}
+
+
+def _identity(user: int | None) -> Manifest:
+    """None: the cluster says who they are (OpenShift: a range for each namespace)."""
+    fixed: Manifest = {}
+    if user is not None:
+        fixed = {
+            "runAsUser": user,
+            "runAsGroup": user,
+            "fsGroup": user,
+            "fsGroupChangePolicy": "OnRootMismatch",
+        }
+    return {"runAsNonRoot": True, **fixed, "seccompProfile": {"type": "RuntimeDefault"}}
 
 
 def _container(plan: Plan, stage: Stage, attempt: int, settings: Settings) -> Manifest:
@@ -108,6 +115,8 @@ def _env(plan: Plan, stage: Stage, attempt: int, settings: Settings) -> list[Man
     ]
     found += own.variables(plan, stage)
     found += trackers.variables(plan, stage)
+    if stage == "prepare" and settings.fetch_cidrs:
+        found.append({"name": ENV_FETCH_CIDRS, "value": ",".join(settings.fetch_cidrs)})
     if stage == "prepare":
         sources = (
             ("HF_TOKEN", spec.model),
@@ -133,7 +142,8 @@ def _env(plan: Plan, stage: Stage, attempt: int, settings: Settings) -> list[Man
             {"name": progress.ENV_TOKEN, "value": f"{names.TOKEN_DIR}/token"},
             {"name": ENV_STOP_SECONDS, "value": str(plan.grace_seconds)},
         ]
-    return found
+    # The last of a name counts, as in a container; server-side apply takes each name once.
+    return list({variable["name"]: variable for variable in found}.values())
 
 
 def _rendezvous(plan: Plan, attempt: int) -> list[Manifest]:

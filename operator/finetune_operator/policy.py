@@ -98,6 +98,9 @@ def _go_on(
     """What would be next if the job, which is not over, were not suspended."""
     if observed.taken is not None:
         return Wait(refused=_name_taken(observed.taken)), Evidence()
+    if observed.refused is not None:
+        said = f"the API server does not accept {observed.refused}"
+        return Wait(refused=Refused("ObjectRefused", said)), Evidence()
     if isinstance(plan, Refused):
         return refusal(plan, now), Evidence()
     if old.start_time is None and observed.snapshot is None:
@@ -293,7 +296,8 @@ def _name_taken(taken: str) -> Refused:
 def _settings_gone(name: str, now: str) -> LastFailure:
     return LastFailure(
         failure_class="Killed",
-        message=f"ConfigMap {name}-run, which holds what the job was started with, was deleted; "
+        message=f"ConfigMap {name}-run, which holds what the job was started with, was deleted or "
+        "replaced; "
         "apply the job again under another name",
         time=now,
     )

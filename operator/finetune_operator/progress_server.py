@@ -23,6 +23,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import re
 import ssl
 import time
 from asyncio.sslproto import SSLProtocol
@@ -46,6 +47,8 @@ logger = logging.getLogger(__name__)
 
 BODY_SECONDS = 10.0
 """For the body of a report to arrive."""
+NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+NO_JOB = Rejected(404, "there is no such FineTuneJob")
 SHUTDOWN_SECONDS = 5.0
 """For requests that are under way when the server stops."""
 
@@ -69,7 +72,7 @@ class ProgressEndpoint:
         """`POST` of one report."""
         key = (request.match_info["namespace"], request.match_info["name"])
         try:
-            answer = await self._take(request, key)
+            answer = await self._take(request, key) if _are_names(*key) else NO_JOB
         except web.HTTPRequestEntityTooLarge:
             answer = Rejected(413, f"the body is larger than {wire.MAX_BODY} bytes")
         except TimeoutError:
@@ -98,6 +101,11 @@ class ProgressEndpoint:
         except ValidationError as error:
             return Rejected(422, f"not a trainer status: {error.errors()[0]['msg']}")
         return await self.intake.take(caller, key, body.trainer_status)
+
+
+def _are_names(*found: str) -> bool:
+    """Whether they can be names of Kubernetes: they become part of the path of a request to it."""
+    return all(NAME.fullmatch(name) for name in found)
 
 
 def _headers(rejected: Rejected) -> dict[str, str]:

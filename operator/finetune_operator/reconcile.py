@@ -136,10 +136,15 @@ def step(job: Job, observed: Observed, world: World, now: str) -> Step:
     plan = _plan(job, observed, world)
     wishes = _wishes(job, plan)
     decision, evidence = decide(plan, job.status, observed, now, wishes)
+    digest = _digest(plan, observed, world) or job.status.settings_digest
+    if isinstance(decision, Start) and digest != job.status.settings_digest:
+        decision = Begin()  # the profile has changed since the job was said to start
     plan, decision = settle_size(plan, job.status, observed, decision, evidence, wishes, now)
     since = world.listening_since
     new = reduce(job.status, job.generation, plan, observed, decision, evidence, now, since)
     new = with_usage(job.status, new, plan, observed, decision, evidence, now)
+    if isinstance(decision, Begin):
+        new = new.model_copy(update={"settings_digest": digest})
     old = job.status.model_copy(update={"progress": None})
     changed = new != old
     last = _last_progress(job.status, new.attempt or 0, evidence, now)
@@ -159,6 +164,13 @@ def step(job: Job, observed: Observed, world: World, now: str) -> Step:
             job.status, decision, wishes, since, next_late(observed, patience, now), now
         ),
     )
+
+
+def _digest(plan: Plan | Refused, observed: Observed, world: World) -> str | None:
+    """Of the settings that the job would start with now; None: it has started, or cannot."""
+    if isinstance(plan, Refused) or observed.snapshot is not None:
+        return None
+    return objects.settings_digest(objects.settings_of(plan, world.ca_cert))
 
 
 def finished_step(job: Job, now: str) -> Step:

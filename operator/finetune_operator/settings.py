@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from finetune_api.names import USER
+
 PREFIX = "FINETUNE_"
+ASSIGNED = "Assigned"
 
 
 class SettingsError(Exception):
@@ -25,6 +29,12 @@ class Settings:
     """Image of the trainer's pods, where the profile names none."""
     trainer_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
     """Pull policy of the trainer's pods."""
+    trainer_user: int | None = USER
+    """User and group of the trainer's pods; None (`FINETUNE_TRAINER_USER=Assigned`): the cluster
+    assigns them, as OpenShift does, and refuses others."""
+    fetch_cidrs: tuple[str, ...] = ()
+    """Private addresses that prepare may reach beside the public ones: a mirror of the Hub, a proxy
+    (`FINETUNE_FETCH_CIDRS=10.1.2.0/24,10.9.8.7/32`)."""
     progress_url: str
     """Base URL of the progress endpoint, as pods reach it."""
     progress_port: int = 8443
@@ -87,6 +97,8 @@ class Settings:
             namespace=text("NAMESPACE"),
             trainer_image=text("TRAINER_IMAGE"),
             trainer_pull_policy=pull,  # type: ignore[arg-type]
+            trainer_user=_user(text("TRAINER_USER", str(USER))),
+            fetch_cidrs=_networks(environ.get(PREFIX + "FETCH_CIDRS", "")),
             progress_url=text("PROGRESS_URL").rstrip("/"),
             progress_port=int(number("PROGRESS_PORT", 8443)),
             metrics_port=int(number("METRICS_PORT", 8080)),
@@ -100,3 +112,22 @@ class Settings:
             lease_seconds=at_least(2, "LEASE_SECONDS", 10.0),
             watch_silence_seconds=at_least(1, "WATCH_SILENCE_SECONDS", 70.0),
         )
+
+
+def _user(text: str) -> int | None:
+    if text == ASSIGNED:
+        return None
+    if not text.isdecimal() or int(text) == 0:
+        name = f"{PREFIX}TRAINER_USER"
+        raise SettingsError(f"{name} must be {ASSIGNED} or a number above 0, not {text!r}")
+    return int(text)
+
+
+def _networks(text: str) -> tuple[str, ...]:
+    found = [part.strip() for part in text.split(",") if part.strip()]
+    for cidr in found:
+        try:
+            ipaddress.ip_network(cidr)
+        except ValueError as error:
+            raise SettingsError(f"{PREFIX}FETCH_CIDRS: {error}") from None
+    return tuple(found)

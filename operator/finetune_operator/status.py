@@ -87,6 +87,7 @@ def reduce(
         message=message[:MAX_MESSAGE],
         conditions=conditions(old, generation, decision, evidence, heard, message, now),
         start_time=started,
+        settings_digest=old.settings_digest,
         completion_time=now if ended else None,
         suspend_time=_suspend_time(old, phase, started, now),
         suspended_seconds=_suspended_seconds(old, phase, now),

@@ -5,18 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from finetune_api.run_config import WORK_TRACKING
-from finetune_api.tracking import REMOTE, SECRET_KEYS
+from finetune_api.tracking import SECRET_KEYS
 from finetune_operator import names
 from finetune_operator.names import Stage
 from finetune_operator.plan import Plan
 
 Manifest = dict[str, Any]
-
-ANYWHERE = [
-    {"ipBlock": {"cidr": "0.0.0.0/0", "except": ["169.254.0.0/16"]}},
-    {"ipBlock": {"cidr": "::/0", "except": ["fe80::/10"]}},
-]
-"""But for link-local addresses: those of a cloud's metadata."""
 
 
 def variables(plan: Plan, stage: Stage) -> list[Manifest]:
@@ -42,16 +36,3 @@ def variables(plan: Plan, stage: Stage) -> list[Manifest]:
             ),
         ]
     return found
-
-
-def policy_spec(plan: Plan) -> Manifest | None:
-    """The first worker, which reports for all, may go out to a tracker's server."""
-    wanted = plan.snapshot.spec.tracking
-    if wanted is None or not any(tracker in REMOTE for tracker in wanted.report_to):
-        return None
-    first = {names.LABEL_JOB: plan.name, names.LABEL_STAGE: "train", names.LABEL_INDEX: "0"}
-    return {
-        "podSelector": {"matchLabels": first},
-        "policyTypes": ["Egress"],
-        "egress": [{"to": ANYWHERE, "ports": [{"protocol": "TCP"}]}],
-    }

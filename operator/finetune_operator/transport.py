@@ -41,6 +41,7 @@ class ApiError(Exception):
     def __init__(self, code: int, message: str, retry_after: float | None = None) -> None:
         super().__init__(f"{code}: {message}")
         self.code = code
+        self.text = message
         self.retry_after = retry_after
 
 

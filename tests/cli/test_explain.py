@@ -269,6 +269,13 @@ MEANINGS = {
         "an object that it has to make exists already, and is not its own",
         ("delete the object that the message names, or submit the job under another name",),
     ),
+    "ObjectRefused": (
+        "the API server does not accept an object that the job needs",
+        (
+            "the message has its reason: where it is a quota, see what uses it: `kubectl describe "
+            "quota -n team-a`; where it is a policy of the cluster, ask the platform team",
+        ),
+    ),
     "SizeUnknown": (
         "whether it fits on another number of workers is not known",
         ("set spec.workers.numNodes back: `kubectl edit ftj docs -n team-a`",),

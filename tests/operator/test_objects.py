@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from finetune_api.snapshot import Snapshot, make_snapshot
 from finetune_api.status import Resolved
 from finetune_api.v1alpha1 import FineTuneJobSpec
-from finetune_operator import objects
+from finetune_operator import network, objects
 from finetune_operator.plan import Plan, make_plan
 from finetune_operator.sizing import resize
 
@@ -106,7 +107,10 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 def plan_of(name: str) -> Plan:
-    spec, profile = CASES[name]
+    return plan_from(*CASES[name])
+
+
+def plan_from(spec: dict[str, Any], profile: dict[str, Any]) -> Plan:
     world = builders.world(standard=profile)
     snapshot = make_snapshot(
         FineTuneJobSpec.parse(builders.SPEC | spec),
@@ -151,3 +155,33 @@ def test_every_object_belongs_to_the_job_and_says_so(name: str) -> None:
         metadata = manifest["metadata"]
         assert metadata["ownerReferences"][0]["uid"] == builders.UID
         assert metadata["labels"]["finetune-operator.io/job"] == "docs"
+
+
+def test_a_cluster_that_assigns_users_finds_none_in_the_pods_and_all_else_as_restricted_asks() -> (
+    None
+):
+    settings = replace(builders.SETTINGS, trainer_user=None)
+    plan = plan_of("five-lines")
+    for stage in network.STAGES:
+        spec = objects.stage_job(plan, stage, 0, settings)["spec"]["template"]["spec"]
+        assert spec["securityContext"] == {
+            "runAsNonRoot": True,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        }
+
+
+def test_a_variable_has_one_value_and_it_is_the_jobs_own_where_it_may_have_one() -> None:
+    spec, profile = copy.deepcopy(CASES["own-trainer"])
+    spec["trainer"]["env"] = [{"name": "HOME", "value": "/mine"}, {"name": "A", "value": "1"}]
+    profile = profile | {"env": {"A": "0", "PET_NNODES": "9"}}
+    plan = plan_from(spec, profile)
+    job = objects.stage_job(plan, "train", 0, builders.SETTINGS)
+    env = job["spec"]["template"]["spec"]["containers"][0]["env"]
+    names = [variable["name"] for variable in env]
+    assert sorted(names) == sorted(set(names))
+    values = {variable["name"]: variable.get("value") for variable in env}
+    assert {n: values[n] for n in ("A", "HOME", "PET_NNODES")} == {
+        "A": "1",
+        "HOME": "/mine",
+        "PET_NNODES": "2",
+    }

@@ -26,12 +26,30 @@ def test_namespaces_are_a_list() -> None:
     assert found.watch_namespaces == ("a", "b")
 
 
+def test_the_cluster_may_assign_the_user_of_the_pods() -> None:
+    found = [Settings.from_env(NEEDED | {"FINETUNE_TRAINER_USER": u}) for u in ("Assigned", "1000")]
+    assert [settings.trainer_user for settings in found] == [None, 1000]
+
+
+def test_networks_to_fetch_from_are_a_list() -> None:
+    found = Settings.from_env(NEEDED | {"FINETUNE_FETCH_CIDRS": "10.1.0.0/16, fd00:1::/64"})
+    assert found.fetch_cidrs == ("10.1.0.0/16", "fd00:1::/64")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"FINETUNE_TRAINER_IMAGE": ""}, "set FINETUNE_TRAINER_IMAGE"),
         ({"FINETUNE_METRICS_PORT": "http"}, "FINETUNE_METRICS_PORT must be a number, not 'http'"),
         ({"FINETUNE_LEASE_SECONDS": "1"}, "FINETUNE_LEASE_SECONDS must be 2 or more, not 1"),
+        (
+            {"FINETUNE_TRAINER_USER": "root"},
+            "FINETUNE_TRAINER_USER must be Assigned or a number above 0, not 'root'",
+        ),
+        (
+            {"FINETUNE_FETCH_CIDRS": "10.0.0.1/8"},
+            "FINETUNE_FETCH_CIDRS: 10.0.0.1/8 has host bits set",
+        ),
         ({"FINETUNE_LOG_FORMAT": "xml"}, "FINETUNE_LOG_FORMAT must be text or json"),
         (
             {"FINETUNE_TRAINER_PULL_POLICY": "Sometimes"},

@@ -27,8 +27,9 @@ def test_a_job_goes_through_its_stages_and_writes_each_thing_once() -> None:
         "status Preparing",
         "apply ConfigMap docs-run",
         "apply PersistentVolumeClaim docs-work",
-        "apply NetworkPolicy docs",
-        "apply NetworkPolicy docs-cpu",
+        "apply NetworkPolicy docs-prepare",
+        "apply NetworkPolicy docs-train",
+        "apply NetworkPolicy docs-export",
         "apply Job docs-prepare",
         "status Preparing",
         "status Preparing",
@@ -88,11 +89,11 @@ def live_with_one_crash(k: int) -> SimulatedCluster:
     return cluster
 
 
-@pytest.mark.parametrize("k", range(25), ids=lambda k: f"after {k} writes")
+@pytest.mark.parametrize("k", range(26), ids=lambda k: f"after {k} writes")
 def test_an_operator_that_dies_anywhere_reaches_the_same_end(k: int) -> None:
     reference = SimulatedCluster(builders.job_body(), builders.world())
     live(reference)
-    assert len(reference.writes) + len(reference.events) == 25
+    assert len(reference.writes) + len(reference.events) == 26
     cluster = live_with_one_crash(k)
     assert set(cluster.objects) == set(reference.objects)
     assert timeless(cluster) == timeless(reference)

@@ -36,7 +36,24 @@ def test_what_leaves_the_gang_must_be_allowed_by_the_profile(tracker: str) -> No
 
 
 def test_files_need_no_way_out() -> None:
-    assert objects.tracking_policy(plan({}, "TensorBoard")) == ()
+    assert objects.tracking_policy(plan({}, "TensorBoard"), builders.SETTINGS) == ()
+
+
+def test_a_server_in_the_cluster_is_reached_where_the_profile_names_it() -> None:
+    profile = {
+        "limits": {"reportTo": ["MLflow"]},
+        "env": {"MLFLOW_TRACKING_URI": "http://mlflow.mlops.svc:5000"},
+    }
+    (policy,) = objects.tracking_policy(plan(profile, "MLflow"), builders.SETTINGS)
+    assert policy["spec"]["podSelector"]["matchLabels"] == {
+        "finetune-operator.io/job": "docs",
+        "finetune-operator.io/stage": "train",
+        "batch.kubernetes.io/job-completion-index": "0",
+    }
+    public, inside = policy["spec"]["egress"]
+    assert [port["port"] for port in public["ports"]] == [80, 443, 5000]
+    namespace = {"matchLabels": {"kubernetes.io/metadata.name": "mlops"}}
+    assert inside == {"to": [{"namespaceSelector": namespace}]}
 
 
 def test_export_has_no_business_with_a_trackers_secrets() -> None:

@@ -23,6 +23,8 @@ class Repository:
     """Who reads it must send this token."""
     gated: bool = False
     forbidden: bool = False
+    storage: str | None = None
+    """Where its files are: downloads are redirected to paths below this URL."""
 
 
 @dataclass
@@ -110,7 +112,11 @@ def _answer(hub: Hub, path: str, authorization: str | None) -> Answer:
         if rest and rest[0] == "tree":
             return _tree(repository)
         return _info(name, repository)
-    return _file(repository, "/".join(rest[2:]))
+    status, content, headers = _file(repository, "/".join(rest[2:]))
+    if repository.storage is not None and status == 200:
+        size = {"X-Linked-Size": str(len(content)), "X-Linked-ETag": headers["ETag"]}
+        return 302, b"", {**headers, **size, "Location": f"{repository.storage}{path}"}
+    return status, content, headers
 
 
 def _error(status: int, code: str | None) -> Answer:

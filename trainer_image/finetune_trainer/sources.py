@@ -14,6 +14,7 @@ from finetune_api.run_config import SourceConfig
 from finetune_trainer.data.records import SUFFIXES
 from finetune_trainer.errors import DataError, ModelError, TrainerError
 from finetune_trainer.logs import say
+from finetune_trainer.reach import forbidden, only_public
 
 T = TypeVar("T")
 Kind = Literal["model", "dataset", "retention"]
@@ -29,6 +30,8 @@ RETRY_WAITS = (2.0, 8.0)
 
 _MODEL_EXTRAS = (".json", ".jinja", ".model", ".txt")
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".h5", ".msgpack")
+_HUB = re.compile(r"hf://(\w[\w.-]*/\w[\w.-]*)(?:/([\w.-]+(?:/[\w.-]+)*))?", re.ASCII)
+_DOTS = re.compile(r"/\.{1,2}(/|$)")
 _TRAIN = re.compile(r"(^|[/_.-])train")
 _METADATA = ("dataset_info.json", "dataset_infos.json", "state.json")
 
@@ -185,8 +188,8 @@ def _local_data(source: SourceConfig, path: Path, kind: Kind) -> list[tuple[str,
 
 def _hub_parts(source: SourceConfig, kind: Kind) -> tuple[str, str | None]:
     """`owner/name` and the file inside, if any."""
-    match = re.fullmatch(r"hf://([^/]+/[^/]+)(?:/(.+))?", source.uri)
-    if not match:
+    match = _HUB.fullmatch(source.uri)
+    if not match or _DOTS.search(source.uri):
         raise _error(kind)(
             f"{_FIELDS[kind]}.uri {source.uri} is not mounted and is no hf://owner/name; "
             "operator and trainer image must be of the same release"
@@ -241,7 +244,8 @@ def _ask(call: Callable[[], T], source: SourceConfig, kind: Kind) -> T:
     """Call the Hub, again where that may help; raises ModelError or DataError."""
     for wait in (*RETRY_WAITS, None):
         try:
-            return call()
+            with only_public():
+                return call()
         except Exception as exc:  # the library's errors have no common base but this
             if wait is None or not _is_transient(exc):
                 raise _explain(exc, source, kind) from exc
@@ -251,7 +255,7 @@ def _ask(call: Callable[[], T], source: SourceConfig, kind: Kind) -> T:
 
 
 def _is_transient(exc: Exception) -> bool:
-    if isinstance(exc, ValueError):  # a name or a token that the library refuses
+    if isinstance(exc, ValueError) or forbidden(exc):  # a name or a token that is refused
         return False
     status = _status(exc)
     return status is None or status == 429 or status >= 500
@@ -269,7 +273,10 @@ def _explain(exc: Exception, source: SourceConfig, kind: Kind) -> TrainerError:
     field = _FIELDS[kind]
     secret = f"{field}.secretRef"
     what = f"{source.uri} at revision {revision}"
-    if name == "GatedRepoError":
+    refusal = forbidden(exc)
+    if refusal is not None:
+        text = f"{what}: {refusal}"
+    elif name == "GatedRepoError":
         text = (
             f"{what} is gated; accept its terms on the Hub and give a token of that account "
             f"in {secret}"
