@@ -26,7 +26,6 @@ import math
 import ssl
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 from aiohttp import web
 from prometheus_client.exposition import choose_encoder
@@ -154,15 +153,9 @@ def metrics_app(
 
 
 async def serve(
-    app: web.Application, address: str, port: int, tls_dir: str | None = None
+    app: web.Application, address: str, port: int, context: ssl.SSLContext | None = None
 ) -> web.AppRunner:
-    """Listen; with `tls_dir` by TLS."""
-    context = None
-    if tls_dir is not None:
-        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        directory = Path(tls_dir)
-        context.load_cert_chain(directory / "tls.crt", directory / "tls.key")
+    """Listen; with a context by TLS."""
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS)
     await runner.setup()
     await web.TCPSite(runner, address, port, ssl_context=context).start()
