@@ -82,9 +82,14 @@ bench-trainer: ## Our trainer beside TRL's, 8 minutes on an idle machine (QUICK=
 	@T=$$(scripts/venv bench); PATH=$$T/bin:$$PATH $$T/bin/python bench/trainer_speed.py $(if $(QUICK),--quick) $(if $(SEEDS),--seeds $(SEEDS))
 
 .PHONY: generate
-generate: ## Write the generated files: CRDs (also in the chart), tables of docs/, dashboards, alert rules
+generate: ## Write the generated files: CRDs (also in the chart), tables of docs/ and of the chart's README, dashboards, alert rules
 	@$(DEV); $$V/bin/python -m finetune_api.crd crds; $$V/bin/python -m finetune_api.crd charts/finetune-operator/files/crds; \
-	$$V/bin/python scripts/memory_table.py; $$V/bin/python scripts/metrics_table.py; $$V/bin/python scripts/monitoring.py
+	$$V/bin/python scripts/memory_table.py; $$V/bin/python scripts/metrics_table.py; $$V/bin/python scripts/monitoring.py; \
+	$$V/bin/python scripts/chart_readme.py
+.PHONY: chart-template
+chart-template: ## Print what the chart makes of its defaults (VALUES=file: of these)
+	@$$($(PYTHON) -m localcluster tool helm) template finetune-operator charts/finetune-operator --namespace finetune-system \
+	  --kube-version 1.30.0 --skip-tests $(if $(VALUES),--values $(VALUES))
 .PHONY: format
 format: ## Format the code
 	@$(DEV); $$V/bin/ruff format .; $$V/bin/ruff check --fix .
