@@ -1,4 +1,4 @@
-"""`helm test` on a real kubelet: a tiny job from its model to its proof, and nothing is left of it."""
+"""`helm test` on a real kubelet: a tiny job, proven, and nothing is left of it."""
 
 from __future__ import annotations
 
@@ -17,9 +17,7 @@ def left() -> list[str]:
 
 
 def test_the_installation_proves_itself_and_leaves_nothing(kube: Kube) -> None:
-    said = output(
-        [program("helm"), "--kubeconfig", str(kubeconfig()), "--namespace", NAMESPACE]
-        + ["test", "finetune-operator", "--timeout", "1200s"]
-    )
+    helm = [program("helm"), "--kubeconfig", str(kubeconfig()), "--namespace", NAMESPACE]
+    said = output([*helm, "test", "finetune-operator", "--timeout", "1200s"])
     assert "Phase:          Succeeded" in said
     eventually(f"{left()} to be gone", lambda: not left(), 120)
