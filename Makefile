@@ -99,17 +99,18 @@ golden: generate ## Write the expected manifests of the tests anew; read the dif
 .PHONY: lock
 lock: ## Pin requirements/*.in into hashed requirements/*.txt
 	@scripts/lock
+# What the trainer's image installs, by the names of requirements/: build is used, but not in it.
+IN_TRAINER = $(filter-out build,$(sort $(basename $(notdir $(shell grep -oh 'requirements/[a-z]*\.txt' trainer_image/Dockerfile)))))
 .PHONY: audit
 audit: ## Known holes and licences of all that is pinned; asks PyPI (BASE=commit: what has changed since)
-	@$(DEV); $(TRAINER); A=$$(scripts/venv audit); \
+	@$(DEV); $(TRAINER); A=$$(scripts/venv audit); D=$$(echo $$V/lib/python3*/site-packages); \
 	$$V/bin/python scripts/dependency_audit.py --pip-audit $$A/bin/pip-audit $(if $(BASE),--base $(BASE)) --installed \
-	  operator=$$(echo $$V/lib/python3*/site-packages) cli=$$(echo $$V/lib/python3*/site-packages) \
-	  trainer=$$(echo $$T/lib/python3*/site-packages)
+	  operator=$$D cli=$$D $(addsuffix =$$(echo $$T/lib/python3*/site-packages),$(IN_TRAINER))
 .PHONY: sbom
 sbom: ## What both images' requirements are made of, as CycloneDX with hashes: build/sbom/
-	@A=$$(scripts/venv audit); mkdir -p build/sbom; for part in operator trainer_image; do \
-	  name=$${part%_image}; $$A/bin/cyclonedx-py requirements requirements/$$name.txt --pyproject $$part/pyproject.toml \
-	    --output-reproducible --output-format JSON --output-file build/sbom/$$name.json; \
+	@A=$$(scripts/venv audit); mkdir -p build/sbom; for name in operator $(IN_TRAINER); do \
+	  $$A/bin/cyclonedx-py requirements requirements/$$name.txt --output-reproducible --output-format JSON \
+	    --output-file build/sbom/$$name.json; \
 	done; ls -l build/sbom
 .PHONY: clean
 clean: ## Stop the local cluster and remove what was made in this checkout
