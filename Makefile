@@ -83,10 +83,15 @@ bench-trainer: ## Our trainer beside TRL's, 8 minutes on an idle machine (QUICK=
 	@T=$$(scripts/venv bench); PATH=$$T/bin:$$PATH $$T/bin/python bench/trainer_speed.py $(if $(QUICK),--quick) $(if $(SEEDS),--seeds $(SEEDS))
 
 .PHONY: generate
-generate: ## Write the generated files: CRDs (also in the chart), tables of docs/, dashboards, alert rules
+generate: ## Write the generated files: CRDs (also in the chart), tables of docs/ and of the chart's README, dashboards, alert rules
 	@$(DEV); $$V/bin/python -m finetune_api.crd crds; $$V/bin/python -m finetune_api.crd charts/finetune-operator/files/crds; \
 	$$V/bin/python -m finetune_api.admission charts/finetune-operator/files/admission/profile-limits.yaml; \
-	$$V/bin/python scripts/memory_table.py; $$V/bin/python scripts/metrics_table.py; $$V/bin/python scripts/monitoring.py; $$V/bin/python scripts/profile_table.py
+	$$V/bin/python scripts/memory_table.py; $$V/bin/python scripts/metrics_table.py; $$V/bin/python scripts/monitoring.py; \
+	$$V/bin/python scripts/chart_readme.py; $$V/bin/python scripts/profile_table.py
+.PHONY: chart-template
+chart-template: ## Print what the chart makes of its defaults (VALUES=file: of these)
+	@$$($(PYTHON) -m localcluster tool helm) template finetune-operator charts/finetune-operator --namespace finetune-system \
+	  --kube-version 1.30.0 --skip-tests $(if $(VALUES),--values $(VALUES))
 .PHONY: format
 format: ## Format the code
 	@$(DEV); $$V/bin/ruff format .; $$V/bin/ruff check --fix .
@@ -96,6 +101,19 @@ golden: generate ## Write the expected manifests of the tests anew; read the dif
 .PHONY: lock
 lock: ## Pin requirements/*.in into hashed requirements/*.txt
 	@scripts/lock
+# What the trainer's image installs, by the names of requirements/: build is used, but not in it.
+IN_TRAINER = $(filter-out build,$(sort $(basename $(notdir $(shell grep -oh 'requirements/[a-z]*\.txt' trainer_image/Dockerfile)))))
+.PHONY: audit
+audit: ## Known holes and licences of all that is pinned; asks PyPI (BASE=commit: what has changed since)
+	@$(DEV); $(TRAINER); A=$$(scripts/venv audit); D=$$(echo $$V/lib/python3*/site-packages); \
+	$$V/bin/python scripts/dependency_audit.py --pip-audit $$A/bin/pip-audit $(if $(BASE),--base $(BASE)) --installed \
+	  operator=$$D cli=$$D $(addsuffix =$$(echo $$T/lib/python3*/site-packages),$(IN_TRAINER))
+.PHONY: sbom
+sbom: ## What both images' requirements are made of, as CycloneDX with hashes: build/sbom/
+	@A=$$(scripts/venv audit); mkdir -p build/sbom; for name in operator $(IN_TRAINER); do \
+	  $$A/bin/cyclonedx-py requirements requirements/$$name.txt --output-reproducible --output-format JSON \
+	    --output-file build/sbom/$$name.json; \
+	done; ls -l build/sbom
 .PHONY: clean
 clean: ## Stop the local cluster and remove what was made in this checkout
 	@$(PYTHON) -m localcluster down --purge; rm -rf build .mypy_cache .ruff_cache .pytest_cache

@@ -52,7 +52,8 @@ class Controller:
         self.settings = settings
         self.metrics = metrics
         self.queue: WorkQueue[Key] = WorkQueue(time.monotonic)
-        self._ca_cert = ca_cert
+        self.ca_cert = ca_cert
+        """What jobs that start now are told to trust; it may change."""
         self.listening_since = self._now()
         self.told = Told()
 
@@ -164,7 +165,7 @@ class Controller:
         return World(
             settings=self.settings,
             profiles=parse_profiles(await self.cluster.profiles()),
-            ca_cert=self._ca_cert,
+            ca_cert=self.ca_cert,
             listening_since=self.listening_since,
         )
 

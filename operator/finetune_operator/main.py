@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_operator import handlers, logs
+from finetune_operator.certificates import Certificates
 from finetune_operator.cluster import Cluster, connect
 from finetune_operator.controller import Controller, now
 from finetune_operator.election import Election
@@ -49,14 +50,15 @@ class Replica:
         settings: Settings,
         cluster: Cluster,
         election: Election,
-        ca_cert: str,
+        certificates: Certificates,
         metrics: Metrics,
     ) -> None:
         self.settings = settings
         self.stop = asyncio.Event()
+        self.certificates = certificates
         self.metrics = metrics
         self.election = election
-        self.controller = Controller(cluster, settings, ca_cert, self.metrics)
+        self.controller = Controller(cluster, settings, certificates.ca, self.metrics)
         self.endpoint = ProgressEndpoint(cluster, self.metrics, now)
         self.rounds = Rounds(self.controller)
         self.watches = Watches(
@@ -93,6 +95,14 @@ class Replica:
             return f"did not look at the Lease for {stuck:.0f} s"
         return self.watches.deaf()
 
+    async def follow_certificates(self) -> None:
+        """Serve the certificate as it is, and tell new jobs to trust what signs it, for ever."""
+
+        def changed() -> None:
+            self.controller.ca_cert = self.certificates.ca
+
+        await self.certificates.follow(changed)
+
     async def lead(self) -> None:
         """Wait for the Lease, then run jobs until cancelled; raises `LeaseLostError`."""
         await self.election.acquire()
@@ -126,18 +136,19 @@ async def run(settings: Settings) -> int:
     # Connections of its own: a renewal must not wait behind passes, nor on what they left dead.
     for_lease = await connect(kubeconfig, None, settings.identity, metrics.asked)
     election = Election(for_lease, settings, fence, clock)
-    ca_cert = (Path(settings.tls_dir) / "ca.crt").read_text()
-    replica = Replica(settings, cluster, election, ca_cert, metrics)
+    certificates = Certificates(Path(settings.tls_dir))
+    replica = Replica(settings, cluster, election, certificates, metrics)
     replica.take_signals()
 
     address, health = settings.bind_address, (replica.ready, replica.unhealthy)
     pages = metrics_app(replica.metrics, *health)
     reports = progress_app(replica.endpoint)
     servers = [
-        await serve(reports, address, settings.progress_port, settings.tls_dir),
+        await serve(reports, address, settings.progress_port, certificates.context),
         await serve(pages, address, settings.metrics_port),
     ]
     leading = asyncio.create_task(replica.lead())
+    following = asyncio.create_task(replica.follow_certificates())
     stopping = asyncio.create_task(replica.stop.wait())
     try:
         await asyncio.wait({leading, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -148,9 +159,9 @@ async def run(settings: Settings) -> int:
         return 0
     finally:
         signal.alarm(CLOSING_SECONDS)  # ends the process, whatever does not let itself be closed
-        for task in (leading, stopping):
+        for task in (leading, stopping, following):
             task.cancel()
-        await asyncio.gather(leading, stopping, return_exceptions=True)
+        await asyncio.gather(leading, stopping, following, return_exceptions=True)
         for server in servers:
             await server.cleanup()
         await cluster.close()

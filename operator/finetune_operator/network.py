@@ -72,7 +72,7 @@ def specs(plan: Plan, settings: Settings) -> dict[Stage, Json]:
     }
 
 
-def tracking(plan: Plan, settings: Settings) -> Json | None:
+def tracking(plan: Plan) -> Json | None:
     """Of the first worker, which reports for all; None: the job reports to no server."""
     wanted = plan.snapshot.spec.tracking
     if wanted is None or not any(tracker in REMOTE for tracker in wanted.report_to):

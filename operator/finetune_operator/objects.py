@@ -134,9 +134,9 @@ def network_policies(plan: Plan, settings: Settings) -> tuple[Manifest, ...]:
     )
 
 
-def tracking_policy(plan: Plan, settings: Settings) -> tuple[Manifest, ...]:
+def tracking_policy(plan: Plan) -> tuple[Manifest, ...]:
     """Where the job reports to a tracker's server."""
-    spec = network.tracking(plan, settings)
+    spec = network.tracking(plan)
     if spec is None:
         return ()
     metadata = _metadata(plan, f"{plan.name}-tracking")
@@ -191,7 +191,7 @@ def preparing_objects(plan: Plan, settings: Settings) -> tuple[Manifest, ...]:
     return (
         *claim,
         *network_policies(plan, settings),
-        *tracking_policy(plan, settings),
+        *tracking_policy(plan),
         stage_job(plan, "prepare", 0, settings),
     )
 

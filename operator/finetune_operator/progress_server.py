@@ -28,7 +28,6 @@ import ssl
 import time
 from asyncio.sslproto import SSLProtocol
 from collections.abc import Callable
-from pathlib import Path
 
 from aiohttp import web
 from pydantic import ValidationError
@@ -162,18 +161,12 @@ def metrics_app(
 
 
 async def serve(
-    app: web.Application, address: str, port: int, tls_dir: str | None = None
+    app: web.Application, address: str, port: int, context: ssl.SSLContext | None = None
 ) -> web.AppRunner:
-    """Listen; with `tls_dir` by TLS."""
-    context = None
-    if tls_dir is not None:
-        # asyncio holds a quarter of a megabyte for each TLS connection; a report has 2 KiB, and a
-        # thousand trainers keep theirs. No record of TLS is larger than this.
-        SSLProtocol.max_size = 16 * 1024
-        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        directory = Path(tls_dir)
-        context.load_cert_chain(directory / "tls.crt", directory / "tls.key")
+    """Listen; with a context by TLS."""
+    # asyncio holds a quarter of a megabyte for each TLS connection; a report has 2 KiB, and a
+    # thousand trainers keep theirs. No record of TLS is larger than this.
+    SSLProtocol.max_size = 16 * 1024
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS)
     await runner.setup()
     await web.TCPSite(runner, address, port, ssl_context=context).start()

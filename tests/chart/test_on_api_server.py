@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +13,8 @@ from typing import Any
 import pytest
 import yaml
 from apiserver import api_server, kubectl
-from chart import CHART, NAMESPACE, RELEASE, Manifest, only, render
+from chart import CHART, NAMESPACE, RELEASE, Manifest, only, render, render_notes
+from cryptography import x509
 from tools import run_tool
 
 from finetune_api import progress
@@ -92,24 +94,39 @@ def may(server: Path, who: str, namespace: str | None, verb: str, resource: str)
 
 
 def test_a_release_lives_and_leaves_only_crds_and_profiles_behind(server: Path) -> None:
-    def state() -> tuple[str, str]:
-        secret = get(server, "secret", "finetune-operator-tls", "--namespace", NAMESPACE)
+    def state() -> tuple[dict[str, str], str, str]:
+        served, authority = (
+            get(server, "secret", f"finetune-operator-{name}", "--namespace", NAMESPACE)["data"]
+            for name in ("tls", "ca")
+        )
+        assert served["ca.crt"] == authority["tls.crt"]
+        issuer = x509.load_pem_x509_certificate(base64.b64decode(authority["tls.crt"]))
+        leaf = x509.load_pem_x509_certificate(base64.b64decode(served["tls.crt"]))
+        leaf.verify_directly_issued_by(issuer)
         deployment = get(server, "deployment", "finetune-operator", "--namespace", NAMESPACE)
-        annotations = deployment["spec"]["template"]["metadata"]["annotations"]
-        return secret["data"]["tls.crt"], annotations["checksum/tls"]
+        return deployment["spec"]["template"], served["tls.crt"], served["ca.crt"]
 
     helm(server, "install", {"profiles": [PROFILE]})
     assert get(server, "finetuneprofile", "standard")["spec"]["node"]["gpusPerNode"] == 8
-    first = state()
+    template, certificate, authority = state()
 
-    helm(server, "upgrade", {"profiles": [PROFILE], "operator": {"logFormat": "json"}})
-    assert state() == first, "the certificate is kept, and the operator not restarted for it"
+    helm(server, "upgrade", {"profiles": [PROFILE], "operator": {"replicas": 3}})
+    assert state() == (template, certificate, authority), "kept, and the operator not restarted"
+
+    helm(server, "upgrade", {"profiles": [PROFILE], "tls": {"renewAfterDays": 0}})
+    renewed = state()
+    assert (renewed[0], renewed[2]) == (template, authority), "running jobs go on to trust it"
+    assert renewed[1] != certificate
 
     kubectl(server, "delete", "secret", "finetune-operator-tls", "--namespace", NAMESPACE)
     helm(server, "upgrade", {"profiles": [PROFILE]})
-    certificate, checksum = state()
-    assert certificate != first[0]
-    assert checksum != first[1], "a new certificate restarts the operator"
+    found = state()
+    assert found[1] not in (certificate, renewed[1])
+    assert found[2] == authority
+
+    kubectl(server, "delete", "secret", "finetune-operator-ca", "--namespace", NAMESPACE)
+    helm(server, "upgrade", {"profiles": [PROFILE]})
+    assert state()[2] != authority
 
     done = run_tool(
         "helm", "--kubeconfig", str(server), "uninstall", RELEASE, "--namespace", NAMESPACE
@@ -118,7 +135,7 @@ def test_a_release_lives_and_leaves_only_crds_and_profiles_behind(server: Path) 
     assert get(server, "finetuneprofile", "standard")
     kinds = (
         "deployments,services,secrets,roles,rolebindings,clusterroles,clusterrolebindings,"
-        "configmaps,serviceaccounts"
+        "configmaps,serviceaccounts,poddisruptionbudgets,priorityclasses"
     )
     selector = "app.kubernetes.io/name=finetune-operator"
     left = get(server, kinds, "--all-namespaces", "--selector", selector)["items"]
@@ -133,19 +150,19 @@ def test_the_api_server_knows_every_field_of_every_object(server: Path) -> None:
         "operator": {
             "nodeSelector": {"kubernetes.io/arch": "amd64"},
             "tolerations": [{"key": "system", "operator": "Exists"}],
-            "priorityClassName": "system-cluster-critical",
-            "replicas": 2,
+            "affinity": {"nodeAffinity": {}},
         },
     }
     manifests = render(values)
     answer = apply(server, *manifests, dry_run="server")
-    assert len(answer.splitlines()) == len(manifests) == 17
+    assert len(answer.splitlines()) == len(manifests) == 21
 
 
 def test_a_restricted_namespace_takes_the_operators_pod(server: Path) -> None:
     template = only(render(), "Deployment")["spec"]["template"]
-    # Its service account need not exist for a dry run of any other name than the default one's.
+    # Service account and priority class would have to exist.
     spec = {**template["spec"], "serviceAccountName": "default"}
+    del spec["priorityClassName"]
     metadata = {**template["metadata"], "name": "operator", "namespace": NAMESPACE}
     pod = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
     assert "pod/operator" in apply(server, pod, dry_run="server")
@@ -227,7 +244,8 @@ async def use(cluster: Cluster) -> None:
         "/api/v1/pods",
     )
     for path in watched:
-        await cluster._request("GET", path, {"watch": "true", "timeoutSeconds": "1"})
+        query = {"watch": "true", "timeoutSeconds": "1", "labelSelector": "none=here"}
+        await cluster._request("GET", path, query)
     await cluster.fail_pod("team-a", "none", "no uid")
     await cluster.force_delete_pod("team-a", "none", "no uid")
     await delete(cluster, owner["uid"])
@@ -326,6 +344,29 @@ def test_with_watched_namespaces_the_others_are_out_of_reach(installed: Path) ->
     until(lambda: may(installed, ACCOUNT, "team-b", "create", "jobs.batch"))
 
 
+def test_without_cluster_objects_the_notes_give_the_rights_that_the_chart_would(
+    installed: Path, tmp_path: Path
+) -> None:
+    """As commands for somebody who may; what they would make is what the chart makes."""
+    notes = render_notes({"watchNamespaces": ["team-a"], "clusterObjects": False}, tmp_path)
+    made: list[Manifest] = []
+    for line in notes.splitlines():
+        if line.strip().startswith("kubectl create clusterrole"):
+            command = [*line.split()[1:], "--dry-run=server", "--output", "json"]
+            done = kubectl(installed, *command)
+            assert done.returncode == 0, done.stderr
+            made.append(json.loads(done.stdout))
+    roles = [m for m in made if m["kind"] == "ClusterRole"]
+    name = f"{NAMESPACE}-finetune-operator"
+    assert [rule for role in roles for rule in role["rules"]] == only(
+        render(), "ClusterRole", f"{name}-cluster"
+    )["rules"]
+    bindings = [m for m in made if m["kind"] == "ClusterRoleBinding"]
+    assert [m["roleRef"]["name"] for m in bindings] == [m["metadata"]["name"] for m in roles]
+    account = {"kind": "ServiceAccount", "name": "finetune-operator", "namespace": NAMESPACE}
+    assert [m["subjects"] for m in bindings] == [[account]] * 2
+
+
 @pytest.mark.parametrize(
     ("role", "can_create", "user"),
     [("view", False, "vera"), ("edit", True, "ed"), ("admin", True, "ada")],
@@ -348,6 +389,19 @@ def test_those_who_share_a_namespace_share_its_jobs(
     assert not may(installed, user, "team-a", "patch", "finetunejobs/status")
     assert may(installed, ACCOUNT, "team-a", "patch", "finetunejobs/status")
     assert not may(installed, user, "team-b", "get", "finetunejobs")
+    assert not may(installed, user, None, "create", "finetuneprofiles")
+
+
+def test_who_administers_the_cluster_may_write_profiles(installed: Path) -> None:
+    create(
+        installed,
+        "rbac.authorization.k8s.io/v1",
+        "ClusterRoleBinding",
+        {"name": "platform"},
+        roleRef={"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "admin"},
+        subjects=[{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "pat"}],
+    )
+    until(lambda: may(installed, "pat", None, "create", "finetuneprofiles"))
 
 
 def until(condition: Callable[[], bool]) -> None:

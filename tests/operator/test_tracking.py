@@ -36,7 +36,7 @@ def test_what_leaves_the_gang_must_be_allowed_by_the_profile(tracker: str) -> No
 
 
 def test_files_need_no_way_out() -> None:
-    assert objects.tracking_policy(plan({}, "TensorBoard"), builders.SETTINGS) == ()
+    assert objects.tracking_policy(plan({}, "TensorBoard")) == ()
 
 
 def test_a_server_in_the_cluster_is_reached_where_the_profile_names_it() -> None:
@@ -44,7 +44,7 @@ def test_a_server_in_the_cluster_is_reached_where_the_profile_names_it() -> None
         "limits": {"reportTo": ["MLflow"]},
         "env": {"MLFLOW_TRACKING_URI": "http://mlflow.mlops.svc:5000"},
     }
-    (policy,) = objects.tracking_policy(plan(profile, "MLflow"), builders.SETTINGS)
+    (policy,) = objects.tracking_policy(plan(profile, "MLflow"))
     assert policy["spec"]["podSelector"]["matchLabels"] == {
         "finetune-operator.io/job": "docs",
         "finetune-operator.io/stage": "train",

@@ -12,14 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from tools import ROOT, run_tool
+from chart_readme import CHART, leaves, value_docs
+from tools import run_tool
+
+__all__ = ["CHART", "leaves", "value_docs"]
 
 Manifest = dict[str, Any]
 
-CHART = ROOT / "charts" / "finetune-operator"
 RELEASE = "finetune-operator"
 NAMESPACE = "finetune-system"
-KUBERNETES = ("--kube-version", "1.31.0")
+KUBERNETES = ("--kube-version", "1.30.0")
 """The oldest that the chart supports; a helm that is built by hand believes in 1.20."""
 
 
@@ -44,10 +46,31 @@ def _helm_template(
 def render(
     values: dict[str, Any] | None = None, *options: str, release: str = RELEASE
 ) -> list[Manifest]:
+    """Every object of the chart but those of `helm test`."""
+    return render_all(values, "--skip-tests", *options, release=release)
+
+
+def render_all(
+    values: dict[str, Any] | None = None, *options: str, release: str = RELEASE, chart: Path = CHART
+) -> list[Manifest]:
     """Every object of the chart."""
-    done = helm_template(values, *options, release=release)
+    done = helm_template(values, *options, release=release, chart=chart)
     assert done.returncode == 0, done.stderr
     return [m for m in yaml.load_all(done.stdout, Loader=yaml.CSafeLoader) if m]
+
+
+def render_tests(values: dict[str, Any] | None = None) -> list[Manifest]:
+    """Every object of `helm test`, in the order in which Helm makes them."""
+
+    def weight(manifest: Manifest) -> int:
+        return int(manifest["metadata"]["annotations"]["helm.sh/hook-weight"])
+
+    hooks = [
+        m
+        for m in render_all(values)
+        if (m["metadata"].get("annotations") or {}).get("helm.sh/hook") == "test"
+    ]
+    return sorted(hooks, key=weight)
 
 
 def render_notes(values: dict[str, Any], directory: Path) -> str:
@@ -93,35 +116,7 @@ def operator_container(manifests: list[Manifest]) -> Manifest:
     return containers[0]
 
 
-def leaves(values: Any, prefix: str = "") -> dict[str, Any]:
-    """Values by dotted path; a map without entries is a leaf, and so is every list."""
-    if not isinstance(values, dict) or not values:
-        return {prefix: values}
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        found |= leaves(value, f"{prefix}.{key}" if prefix else key)
-    return found
-
-
 def default_values() -> dict[str, Any]:
     """values.yaml."""
     loaded: dict[str, Any] = yaml.safe_load((CHART / "values.yaml").read_text())
     return loaded
-
-
-def value_docs(path: Path = CHART / "values.yaml") -> dict[str, str]:
-    """The `# -- ` text in front of each value, by dotted path."""
-    docs: dict[str, str] = {}
-    parents: list[tuple[int, str]] = []
-    text: list[str] = []
-    for line in path.read_text().splitlines():
-        comment = re.match(r"\s*# (-- )?(.*)", line)
-        key = re.match(r"( *)([A-Za-z]\w*):", line)
-        if comment and (comment[1] or text):
-            text.append(comment[2])
-        elif key:
-            parents = [p for p in parents if p[0] < len(key[1])] + [(len(key[1]), key[2])]
-            if text:
-                docs[".".join(name for _, name in parents)] = " ".join(text)
-            text = []
-    return docs

@@ -19,6 +19,7 @@ from tls import self_signed
 
 from finetune_api.progress import ENV_CA_CERT, ENV_TOKEN, ENV_URL, audience, status_path
 from finetune_api.status import Progress
+from finetune_operator.certificates import Certificates
 from finetune_operator.cluster import ApiError, Caller, Cluster
 from finetune_operator.controller import now
 from finetune_operator.metrics import Key, Metrics
@@ -98,7 +99,7 @@ async def run(directory: Path) -> None:
                 file.write(f"{answer.text}\n")
 
     app.on_response_prepare.append(note)
-    runner = await serve(app, "127.0.0.1", 0, str(directory))
+    runner = await serve(app, "127.0.0.1", 0, Certificates(directory).context)
     url = f"https://127.0.0.1:{runner.addresses[0][1]}{status_path('team-a', 'docs')}"
     found = {
         ENV_URL: url,

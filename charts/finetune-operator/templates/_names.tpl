@@ -26,6 +26,19 @@
 {{ .Values.tls.existingSecret | default (printf "%s-tls" (include "finetune-operator.fullname" .)) }}
 {{- end }}
 
+{{- /* Name of the Secret with the authority that signs it, where it is made by the chart or for it. */}}
+{{- define "finetune-operator.ca-secret" -}}
+{{ include "finetune-operator.fullname" . }}-ca
+{{- end }}
+
+{{- /* Namespace and name of what `helm test` makes. */}}
+{{- define "finetune-operator.test-namespace" -}}
+{{ .Values.test.namespace | default (first .Values.watchNamespaces) | default .Release.Namespace }}
+{{- end }}
+{{- define "finetune-operator.test" -}}
+{{ include "finetune-operator.fullname" . }}-test
+{{- end }}
+
 {{- /* Cluster-scoped names carry the namespace: the same release name may exist in two. */}}
 {{- define "finetune-operator.cluster-name" -}}
 {{ .Release.Namespace }}-{{ include "finetune-operator.fullname" . }}
