@@ -86,6 +86,7 @@ AFTER: Json = {
         "namespaceSelector": {"matchLabels": {"none": "none"}},
         "serviceAccounts": ["none"],
         "remoteCode": True,
+        "reportTo": ["WandB"],
         "ownTrainer": True,
         "trainerImages": ["none"],
     },
