@@ -147,6 +147,7 @@ def test_every_value_at_once_is_accepted() -> None:
             "trainer": {"image": {"tag": "1.0", "pullPolicy": "Always"}},
             "tls": {"existingSecret": "progress-tls"},
             "crds": {"enabled": True, "keep": False},
+            "admissionPolicy": {"enabled": True},
             "profiles": [{"name": "standard", "spec": {"default": True}}],
             "monitoring": {
                 "dashboards": {"labels": {"sidecar": "1"}, "annotations": {"folder": "Training"}},
@@ -169,4 +170,6 @@ def test_every_value_at_once_is_accepted() -> None:
         "Service",
         "ServiceAccount",
         "ServiceMonitor",
+        "ValidatingAdmissionPolicy",
+        "ValidatingAdmissionPolicyBinding",
     ]

@@ -36,7 +36,7 @@ def test_the_events_of_a_whole_incident_are_its_report() -> None:
         "Normal Running: attempt 3, 2 x 8 processes: training",
         "Normal Exporting: attempt 3 is done at step 40 of 40: the result is being written "
         "and checked",
-        "Normal Succeeded: the result is written and checked: 1000000 bytes in pvc://docs-"
-        "work/output, held-out loss 4 before, 2 now; 3640 s, 3603 s of them suspended; "
+        "Normal Succeeded: the result is written and checked: 1000000 bytes in pvc://team-"
+        "models/docs, held-out loss 4 before, 2 now; 3640 s, 3603 s of them suspended; "
         "attempts: 4, restarts: 1, disruptions: 1",
     ]
