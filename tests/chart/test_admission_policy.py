@@ -1,4 +1,4 @@
-"""The policy in the chart: the generated one, for the namespaces of the release, and to be left out.
+"""The policy in the chart: the generated one, for the namespaces of the release, or left out.
 What it says is tried on a real API server: `tests/cluster/test_profile_policy.py`."""
 
 from __future__ import annotations
