@@ -17,7 +17,8 @@ from typing import Any
 import yaml
 
 from finetune_api.base import API_VERSION, GROUP, VERSION
-from finetune_api.limit_table import LIMITS, VALUES, VARIABLES, Limit
+from finetune_api.limit_table import LIMITS, Limit
+from finetune_api.limit_values import VALUES, VARIABLES
 
 Json = dict[str, Any]
 

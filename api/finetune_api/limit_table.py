@@ -10,13 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-from pydantic.alias_generators import to_snake
-
-from finetune_api.limits import NAME_LABEL, Asked, matches, selects
+from finetune_api.limit_values import VALUES, image, retention, trackers
+from finetune_api.limits import Asked, matches, selects
 from finetune_api.run_config import PREFERENCES
-from finetune_api.tracking import Tracker
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,113 +51,6 @@ class _Values(dict[str, str]):
 def problems(asked: Asked) -> list[tuple[Limit, str]]:
     """Every limit that a job does not keep, with what is said of it."""
     return [(limit, limit.says(asked)) for limit in LIMITS if not limit.kept(asked)]
-
-
-def _own(path: str, otherwise: str) -> str:
-    """CEL: a field of the job, else the profile's default, else the field's own default."""
-    field = ".".join(f"?{part}" for part in path.split("."))
-    return f"object.spec.{field}.orValue(params.spec.?defaults.{field}.orValue({otherwise}))"
-
-
-VARIABLES = {
-    "nodes": _own("workers.numNodes", "1"),
-    "gpusPerNode": "params.spec.node.gpusPerNode",
-    "askedProcs": _own("workers.numProcPerNode", "'Auto'"),
-    "procs": "type(variables.askedProcs) == string ?"
-    " (variables.gpusPerNode > 0 ? variables.gpusPerNode : 1) : int(variables.askedProcs)",
-    "world": "variables.nodes * variables.procs",
-    "batch": _own("training.globalBatchSize", "32"),
-    "micro": _own("training.microBatchSize", "'Auto'"),
-    "ownTrainer": "has(object.spec.trainer) || params.spec.?defaults.?trainer.hasValue()",
-    "trainerImage": _own("trainer.image", "''"),
-    "retention": "object.spec.?evaluation.?retention.?uri.orValue('')",
-    "objective": _own("method.objective", "'SFT'"),
-    "tuning": _own("method.tuning", "'LoRA'"),
-    "format": _own("dataset.format", "'Auto'"),
-    "trackers": _own("tracking.reportTo", "[]"),
-    "serviceAccount": _own("serviceAccountName", "''"),
-    "deadline": _own("activeDeadlineSeconds", "0"),
-    "labels": "has(namespaceObject.metadata.labels) ? namespaceObject.metadata.labels : {}",
-}
-"""CEL: what the limits and their texts compute with, in an order in which each knows its own."""
-
-Value = tuple[Callable[[Asked], Any], str]
-
-
-def _list(field: str) -> Value:
-    """A list of the limits, as a text."""
-    name = to_snake(field)
-    return (
-        lambda a: ", ".join(getattr(a.profile.limits, name) or ["none"]),
-        f"params.spec.limits.?{field}.orValue(['none']).join(', ')",
-    )
-
-
-def _retention(asked: Asked) -> str:
-    found = asked.spec.evaluation.retention
-    return found.uri if found else ""
-
-
-def _trackers(asked: Asked) -> list[Tracker]:
-    return asked.spec.tracking.report_to if asked.spec.tracking else []
-
-
-def _image(asked: Asked) -> str:
-    found = asked.spec.trainer
-    return (found.image or "") if found else ""
-
-
-def _batches(asked: Asked) -> str:
-    batch, world = asked.spec.training.global_batch_size, asked.world
-    lower, upper = batch // world * world, (batch // world + 1) * world
-    return f"{lower} or {upper}" if lower else str(upper)
-
-
-_LOWER = "variables.batch / variables.world"
-
-VALUES: dict[str, Value] = {
-    "profile": (lambda a: a.profile_name, "params.metadata.name"),
-    "namespace": (lambda a: (a.labels or {}).get(NAME_LABEL, ""), "object.metadata.namespace"),
-    "nodes": (lambda a: a.spec.workers.num_nodes, "variables.nodes"),
-    "procs": (lambda a: a.procs, "variables.procs"),
-    "world": (lambda a: a.world, "variables.world"),
-    "gpusPerNode": (lambda a: a.profile.node.gpus_per_node, "variables.gpusPerNode"),
-    "maxNodes": (lambda a: a.profile.limits.max_nodes, "params.spec.limits.maxNodes"),
-    "maxGpus": (lambda a: a.profile.limits.max_gpus, "params.spec.limits.maxGpus"),
-    "deadline": (lambda a: a.spec.active_deadline_seconds, "variables.deadline"),
-    "maxDuration": (
-        lambda a: a.profile.limits.max_duration_seconds,
-        "params.spec.limits.maxDurationSeconds",
-    ),
-    "model": (lambda a: a.spec.model.uri, "object.spec.model.uri"),
-    "dataset": (lambda a: a.spec.dataset.uri, "object.spec.dataset.uri"),
-    "retention": (_retention, "variables.retention"),
-    "models": _list("models"),
-    "datasets": _list("datasets"),
-    "objective": (lambda a: a.spec.method.objective, "variables.objective"),
-    "objectives": _list("objectives"),
-    "format": (lambda a: a.spec.dataset.format, "variables.format"),
-    "tuning": (lambda a: a.spec.method.tuning, "variables.tuning"),
-    "tunings": _list("tunings"),
-    "trackers": (lambda a: ", ".join(_trackers(a)), "variables.trackers.join(', ')"),
-    "reportTo": (
-        lambda a: ", ".join(a.profile.limits.report_to) or "none",
-        "size(params.spec.limits.reportTo) == 0 ? 'none' : params.spec.limits.reportTo.join(', ')",
-    ),
-    "image": (_image, "variables.trainerImage"),
-    "images": _list("trainerImages"),
-    "account": (lambda a: a.spec.service_account_name, "variables.serviceAccount"),
-    "accounts": _list("serviceAccounts"),
-    "batch": (lambda a: a.spec.training.global_batch_size, "variables.batch"),
-    "batches": (
-        _batches,
-        f"({_LOWER} > 0 ? string({_LOWER} * variables.world) + ' or ' : '') +"
-        f" string(({_LOWER} + 1) * variables.world)",
-    ),
-    "micro": (lambda a: a.spec.training.micro_batch_size, "variables.micro"),
-    "share": (lambda a: a.spec.training.global_batch_size // a.world, _LOWER),
-}
-"""What stands in the texts: for the operator, and in CEL."""
 
 
 def _at_most(value: int | None, limit: int | None) -> bool:
@@ -213,7 +103,7 @@ LIMITS = (
         "trainerImages",
         "ForbiddenByProfile",
         "spec.trainer.image is {image}; profile '{profile}' allows {images} (limits.trainerImages)",
-        lambda a: not _image(a) or matches(_image(a), a.profile.limits.trainer_images),
+        lambda a: not image(a) or matches(image(a), a.profile.limits.trainer_images),
         f"variables.trainerImage == '' || {_listed('trainerImages', 'variables.trainerImage')}",
     ),
     Limit(
@@ -247,7 +137,7 @@ LIMITS = (
         "ForbiddenByProfile",
         "spec.evaluation.retention.uri is {retention}; profile '{profile}' allows {datasets} "
         "(limits.datasets)",
-        lambda a: not _retention(a) or matches(_retention(a), a.profile.limits.datasets),
+        lambda a: not retention(a) or matches(retention(a), a.profile.limits.datasets),
         f"variables.retention == '' || {_listed('datasets', 'variables.retention')}",
     ),
     Limit(
@@ -278,7 +168,7 @@ LIMITS = (
         "ForbiddenByProfile",
         "spec.tracking.reportTo is {trackers}; profile '{profile}' allows {reportTo} "
         "(limits.reportTo)",
-        lambda a: all(tracker in a.profile.limits.report_to for tracker in _trackers(a)),
+        lambda a: all(tracker in a.profile.limits.report_to for tracker in trackers(a)),
         "variables.trackers.all(t, t in params.spec.limits.reportTo)",
     ),
     Limit(

@@ -155,7 +155,7 @@ def test_the_api_server_knows_every_field_of_every_object(server: Path) -> None:
     }
     manifests = render(values)
     answer = apply(server, *manifests, dry_run="server")
-    assert len(answer.splitlines()) == len(manifests) == 21
+    assert len(answer.splitlines()) == len(manifests) == 23
 
 
 def test_a_restricted_namespace_takes_the_operators_pod(server: Path) -> None:
@@ -205,6 +205,8 @@ async def use(cluster: Cluster) -> None:
         await cluster.all_children(namespaces, trim)
     await lead(cluster)
     await cluster.profiles()
+    labels = await cluster.namespace_labels("team-a")  # none, where it may not read it
+    assert labels["kubernetes.io/metadata.name"] == "team-a"
     await cluster.run_config_map("team-a", "first")
     owner = {
         "apiVersion": JOB["apiVersion"],

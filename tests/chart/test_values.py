@@ -182,6 +182,7 @@ def test_every_value_at_once_is_accepted() -> None:
                 "seconds": 60,
             },
             "crds": {"enabled": True, "keep": False},
+            "admissionPolicy": {"enabled": True},
             "profiles": [{"name": "standard", "spec": {"default": True}}],
             "monitoring": {
                 "dashboards": {"labels": {"sidecar": "1"}, "annotations": {"folder": "Training"}},
@@ -205,4 +206,6 @@ def test_every_value_at_once_is_accepted() -> None:
         "Service",
         "ServiceAccount",
         "ServiceMonitor",
+        "ValidatingAdmissionPolicy",
+        "ValidatingAdmissionPolicyBinding",
     ]

@@ -46,6 +46,8 @@ def test_a_job_goes_from_apply_to_succeeded(kube: Kube, operator: Operator, name
     assert phase(kube, namespace, "Starting")["status"]["resolved"] == {
         "profile": "cpu",
         "image": "example/trainer:1",
+        "objective": "SFT",
+        "tuning": "LoRA",
         "numNodes": 2,
         "numProcPerNode": 1,
         "zeroStage": 1,
