@@ -47,6 +47,10 @@ logger = logging.getLogger(__name__)
 
 BODY_SECONDS = 10.0
 """For the body of a report to arrive."""
+_NO_HTTP = logging.getLogger("finetune_operator.no_http")
+_NO_HTTP.setLevel(logging.CRITICAL)
+"""Of aiohttp, about what is no HTTP: it is answered with 400, and whoever reaches the port must not
+fill the log with a stack trace for each. What goes wrong in a request is logged by `handle`."""
 NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 NO_JOB = Rejected(404, "there is no such FineTuneJob")
 SHUTDOWN_SECONDS = 5.0
@@ -171,7 +175,7 @@ async def serve(
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         directory = Path(tls_dir)
         context.load_cert_chain(directory / "tls.crt", directory / "tls.key")
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS)
+    runner = web.AppRunner(app, access_log=None, logger=_NO_HTTP, shutdown_timeout=SHUTDOWN_SECONDS)
     await runner.setup()
     await web.TCPSite(runner, address, port, ssl_context=context).start()
     return runner

@@ -30,7 +30,8 @@ def test_the_operator_may_do_exactly_this_in_the_namespaces_it_watches() -> None
         rule("batch", "jobs", "get", "list", "watch", "create", "patch"),
         rule("", "pods", "get", "list", "watch", "delete"),
         rule("", "pods/status", "patch"),
-        rule("", "configmaps persistentvolumeclaims services", "get", "create", "patch"),
+        rule("", "configmaps", "get", "create"),
+        rule("", "persistentvolumeclaims services", "get", "create", "patch"),
         rule("networking.k8s.io", "networkpolicies", "get", "create", "patch"),
         rule("", "events", "create", "list"),
     ]

@@ -190,4 +190,4 @@ def test_what_the_operator_sets_comes_last_and_cannot_be_overwritten() -> None:
     plan = make_plan("team-a", "docs", builders.UID, snapshot)
     made = objects.stage_job(plan, "train", 0, builders.SETTINGS)
     env = made["spec"]["template"]["spec"]["containers"][0]["env"]
-    assert [e["value"] for e in env if e["name"] == "PET_NNODES"] == ["99", "3"]
+    assert [e["value"] for e in env if e["name"] == "PET_NNODES"] == ["3"]
