@@ -5,6 +5,7 @@ with a token made for that job alone. Trainer pods have no access to the API ser
 
 | refused with | what |
 |---|---|
+| 400 | a body that is not encoded as its header says; no HTTP |
 | 401 | no token, a forged or expired one, one for another audience (another job's) |
 | 403 | a valid token of a pod that is no training pod of this job |
 | 404 | there is no such job |
@@ -30,6 +31,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from aiohttp import web
+from aiohttp.web_protocol import RequestPayloadError
 from prometheus_client.exposition import choose_encoder
 from pydantic import ValidationError
 
@@ -79,6 +81,8 @@ class ProgressEndpoint:
             answer = await self._take(request, key) if _are_names(*key) else NO_JOB
         except web.HTTPRequestEntityTooLarge:
             answer = Rejected(413, f"the body is larger than {wire.MAX_BODY} bytes")
+        except RequestPayloadError:
+            answer = Rejected(400, "the body cannot be read: it is not encoded as its header says")
         except TimeoutError:
             answer = Rejected(408, f"the body did not arrive within {BODY_SECONDS:.0f} seconds")
         except LeaseLostError as error:

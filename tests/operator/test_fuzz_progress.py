@@ -235,6 +235,22 @@ def test_whatever_a_pod_reports_is_taken_or_refused_and_never_a_fault(
     assert len(server.cluster.written) > 1, "some of it was written"
 
 
+def test_what_it_found_stays_mended(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    """Each was an internal error, with its stack trace in the operator's log."""
+    found = {
+        "a body that is no gzip": request(
+            b"none", PATH, b"good", "POST", b"Content-Encoding: gzip"
+        ),
+        "a token in no character set": request(b"{}", PATH, b"\xff\xfe"),
+        "no HTTP": b"\x16\x03\x01\r\n\r\n",
+    }
+    assert {what: check(server, caplog, data) for what, data in found.items()} == {
+        "a body that is no gzip": 400,
+        "a token in no character set": 401,
+        "no HTTP": 400,
+    }
+
+
 def test_whatever_comes_as_http_has_an_answer(
     server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
