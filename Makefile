@@ -62,6 +62,11 @@ test: check ## Everything but the kubelet: the operator against a real API serve
 	$$V/bin/python $(PYTEST) tests/chart tests/cluster
 	@$(TRAINER); PATH=$$T/bin:$$PATH $$T/bin/python $(PYTEST) -m trainer tests/trainer
 
+.PHONY: fuzz
+MINUTES ?= 10
+fuzz: ## Fuzz the progress endpoint and the manifests (MINUTES=n for each of five tests; a failure names its seed, FUZZ_SEED=n repeats it)
+	@$(DEV); FUZZ_MINUTES=$(MINUTES) $$V/bin/python $(PYTEST) -s --timeout=0 tests/operator/test_fuzz_progress.py tests/cluster/test_fuzz_manifests.py
+
 .PHONY: e2e
 e2e: ## The whole main job on a real kubelet, and what happens when it is disturbed
 	@$(DEV); $$V/bin/python $(PYTEST) -m e2e tests/e2e

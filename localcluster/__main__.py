@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from localcluster import cluster, images, packages, status, tools
+from localcluster import cluster, images, packages, policies, status, tools
 from localcluster.layout import ClusterError, Layout
 
 
@@ -36,6 +36,8 @@ def _parser() -> argparse.ArgumentParser:
     image.add_argument("--dockerfile", type=Path, required=True)
     image.add_argument("--context", type=Path, required=True)
     image.add_argument("--build-arg", action="append", default=[], metavar="K=V")
+    enforcing = add("policies", "Enforce NetworkPolicies on the nodes of a running cluster.")
+    enforcing.add_argument("--off", action="store_true", help="enforce them no longer")
     tool = add("tool", "Print the path of a program, built if missing.", directory=False)
     tool.add_argument("name", nargs="+", help=", ".join(sorted(tools.all_tools())))
     add("store", "Make ready only what images are built with, before a cluster is up.")
@@ -61,6 +63,8 @@ def _run(arguments: argparse.Namespace) -> int:
         cluster.down(layout, purge=arguments.purge)
     elif arguments.command == "store":
         cluster.open_store(layout)
+    elif arguments.command == "policies":
+        policies.stop(layout) if arguments.off else policies.start(layout)
     elif arguments.command == "status":
         return status.show(layout)
     else:

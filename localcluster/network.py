@@ -25,9 +25,10 @@ def _run(*command: str, text: str | None = None, check: bool = True) -> str:
     return result.stdout
 
 
-def _inside(layout: Layout, *command: str, text: str | None = None) -> str:
+def inside(layout: Layout, *command: str, text: str | None = None, check: bool = True) -> str:
+    """Run a command in the cluster's network namespace; return what it prints."""
     # Not `ip netns exec`: that mounts a fresh /sys, and containers need the real one.
-    return _run("nsenter", f"--net=/run/netns/{layout.netns}", *command, text=text)
+    return _run("nsenter", f"--net=/run/netns/{layout.netns}", *command, text=text, check=check)
 
 
 def overlapping(candidate: str, used: Iterable[str]) -> bool:
@@ -69,9 +70,9 @@ def pod_resolv_conf(candidates: Iterable[str]) -> str:
     return ""
 
 
-def _links(layout: Layout, inside: bool) -> set[str]:
+def _links(layout: Layout, within: bool) -> set[str]:
     command = ("ip", "-json", "link")
-    text = _inside(layout, *command) if inside else _run(*command)
+    text = inside(layout, *command) if within else _run(*command)
     return {link["ifname"] for link in json.loads(text)}
 
 
@@ -104,7 +105,7 @@ def ensure(layout: Layout, state: State) -> None:
         _run("sysctl", "-qw", "net.ipv4.ip_forward=1")
         _masquerade(layout, state.addresses)
     for number in range(1, state.nodes + 1):
-        _inside(layout, "ip", "addr", "replace", f"{state.addresses.node(number)}/32", "dev", "lo")
+        inside(layout, "ip", "addr", "replace", f"{state.addresses.node(number)}/32", "dev", "lo")
 
 
 def _make_namespace(layout: Layout, addresses: Addresses) -> None:
@@ -113,16 +114,16 @@ def _make_namespace(layout: Layout, addresses: Addresses) -> None:
     peer = ("peer", "name", layout.inner_link, *mtu, "netns", layout.netns)
     _run("ip", "link", "add", layout.host_link, *mtu, "type", "veth", *peer)
     for end, link, run in (
-        (addresses.inner_end, layout.inner_link, lambda *c: _inside(layout, *c)),
+        (addresses.inner_end, layout.inner_link, lambda *c: inside(layout, *c)),
         (addresses.host_end, layout.host_link, _run),
     ):
         run("ip", "addr", "add", f"{end}/30", "dev", link)
         run("ip", "link", "set", link, "up")
-    _inside(layout, "ip", "link", "set", "lo", "up")
+    inside(layout, "ip", "link", "set", "lo", "up")
     for address in (addresses.api_server, addresses.dns):
-        _inside(layout, "ip", "addr", "add", f"{address}/32", "dev", "lo")
-    _inside(layout, "ip", "route", "add", "default", "via", addresses.host_end)
-    _inside(layout, "sysctl", "-qw", "net.ipv4.ip_forward=1")
+        inside(layout, "ip", "addr", "add", f"{address}/32", "dev", "lo")
+    inside(layout, "ip", "route", "add", "default", "via", addresses.host_end)
+    inside(layout, "sysctl", "-qw", "net.ipv4.ip_forward=1")
     _run("ip", "route", "replace", addresses.everything, "via", addresses.inner_end)
 
 

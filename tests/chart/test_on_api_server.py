@@ -290,7 +290,12 @@ def children() -> list[Manifest]:
     policy: dict[str, Any] = {"podSelector": {"matchLabels": labels}, "policyTypes": ["Ingress"]}
     service = {"clusterIP": "None", "selector": labels}
     kinds: list[tuple[str, str, str, dict[str, Any]]] = [
-        ("v1", "ConfigMap", names.run_config_map("first"), {"data": {"run.json": "{}"}}),
+        (
+            "v1",
+            "ConfigMap",
+            names.run_config_map("first"),
+            {"data": {"run.json": "{}"}, "immutable": True},
+        ),
         ("v1", "PersistentVolumeClaim", "first-work", {"spec": claim}),
         ("v1", "Service", "first", {"spec": service}),
         ("networking.k8s.io/v1", "NetworkPolicy", "first", {"spec": policy}),

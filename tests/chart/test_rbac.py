@@ -30,7 +30,8 @@ JOB_RULES = [
     rule("batch", "jobs", "get", "list", "watch", "create", "patch"),
     rule("", "pods", "get", "list", "watch", "delete"),
     rule("", "pods/status", "patch"),
-    rule("", "configmaps persistentvolumeclaims services", "get", "create", "patch"),
+    rule("", "configmaps", "get", "create"),
+    rule("", "persistentvolumeclaims services", "get", "create", "patch"),
     rule("networking.k8s.io", "networkpolicies", "get", "create", "patch"),
     rule("", "events", "create", "list"),
 ]

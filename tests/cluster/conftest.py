@@ -20,6 +20,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.cluster)
     # Tests that play the operator themselves come before the real one is started.
     items.sort(key=lambda item: "operator_process" in getattr(item, "fixturenames", ()))
+    items.sort(key=lambda item: Path(item.path).name == "test_privileges.py")  # counts all before
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from localcluster import addons, containers, controlplane, images, nodeconfig
+from localcluster import addons, containers, controlplane, images, nodeconfig, policies
 from localcluster.layout import Layout, State
 from localcluster.node import is_ready
 from localcluster.pki import ensure_authority, ensure_certificate, kubeconfig
@@ -131,3 +131,25 @@ def test_an_image_whose_name_a_newer_one_has_taken_is_not_kept() -> None:
         "sha256:id-of-pause": "sha256:pause",
     }
     assert containers.superseded(stored) == ["sha256:id-of-the-old"]
+
+
+def test_only_what_pods_begin_is_sent_to_be_judged_and_all_of_it_is_taken_back() -> None:
+    new = "-s 10.100.0.0/17 -m conntrack --ctstate NEW -j NFQUEUE --queue-num 100"
+    assert policies.rules("10.100.0.0/17") == [
+        "-N NETPOL",
+        f"-A NETPOL {new}",
+        "-I INPUT -j NETPOL",
+        "-I POSTROUTING -j NETPOL",
+    ]
+    assert policies.undoing() == [
+        "-D INPUT -j NETPOL",
+        "-D POSTROUTING -j NETPOL",
+        "-F NETPOL",
+        "-X NETPOL",
+    ]
+
+
+def test_a_queue_is_listened_to_once_the_kernel_has_it() -> None:
+    line = "  100   9632     0 2   128     0     0        0  1\n"
+    assert (policies.listens(line), policies.listens(line.replace("100", "98"))) == (True, False)
+    assert policies.listens("") is False

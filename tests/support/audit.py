@@ -12,14 +12,15 @@ NO_CHANGE = ("tokenreviews", "leases")
 
 
 class AuditLog:
-    """The requests of one client since this object was made, or since `forget`; a client is known
-    by the beginning of its `User-Agent`."""
+    """The requests of one client since this object was made (`whole`: since the API server was
+    started), or since `forget`; a client is known by the beginning of its `User-Agent`."""
 
-    def __init__(self, kubeconfig: Path, client: str) -> None:
+    def __init__(self, kubeconfig: Path, client: str, whole: bool = False) -> None:
         self._path = kubeconfig.parent / "logs" / "audit.log"
         self._client = client
         self._start = 0
-        self.forget()
+        if not whole:
+            self.forget()
 
     def forget(self) -> None:
         """Count from here."""

@@ -43,7 +43,9 @@ func main() {
 		factory.Core().V1().Namespaces(),
 		factory.Core().V1().Pods(),
 		nil, nil, nil, nil,
-		networkpolicy.Config{NodeName: *node, QueueID: *queue, NRIdisabled: true},
+		// Not with NRIdisabled: v0.8.0 then falls over a packet to an address that is no pod's. Without
+		// a runtime that offers NRI the plugin says so once, and is not heard of again.
+		networkpolicy.Config{NodeName: *node, QueueID: *queue},
 	)
 	if err != nil {
 		klog.Exit(err)
