@@ -28,6 +28,7 @@ from e2e_jobs import (
     worker,
 )
 from kube import GROUP, Kube, eventually
+from operator_process import LEASE
 
 from localcluster import containers
 from localcluster.layout import Layout
@@ -163,11 +164,13 @@ def test_a_rank_is_stopped(kube: Kube, undisturbed: float) -> None:
 
 
 def test_the_operator_is_killed(kube: Kube, undisturbed: float) -> None:
-    """Training does not need it; the new one finds all in the status."""
+    """Training does not need the one that leads; the other one finds all in the status."""
 
     def kill(name: str) -> None:
-        (pod,) = kube.items("/api/v1/namespaces/finetune-system/pods")
-        path = f"/api/v1/namespaces/finetune-system/pods/{pod['metadata']['name']}"
+        lease = kube.get(LEASE)
+        assert lease is not None
+        leader = lease["spec"]["holderIdentity"]
+        path = f"/api/v1/namespaces/finetune-system/pods/{leader}"
         kube.delete(f"{path}?gracePeriodSeconds=0")
 
     status = survives(kube, "operator killed", undisturbed, kill, 0, attempts=0)
