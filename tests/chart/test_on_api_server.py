@@ -371,7 +371,7 @@ def test_without_cluster_objects_the_notes_give_the_rights_that_the_chart_would(
     bindings = [m for m in made if m["kind"] == "ClusterRoleBinding"]
     assert [m["roleRef"]["name"] for m in bindings] == [m["metadata"]["name"] for m in roles]
     account = {"kind": "ServiceAccount", "name": "finetune-operator", "namespace": NAMESPACE}
-    assert [m["subjects"] for m in bindings] == [[account]] * 2
+    assert [m["subjects"] for m in bindings] == [[account]] * 3
 
 
 @pytest.mark.parametrize(

@@ -124,6 +124,8 @@ def test_the_operator_is_told_exactly_this(defaults: list[Manifest]) -> None:
         "FINETUNE_LEASE_SECONDS": "10",
         "FINETUNE_TRAINER_IMAGE": "localhost/finetune-trainer:dev",
         "FINETUNE_TRAINER_PULL_POLICY": "IfNotPresent",
+        "FINETUNE_TRAINER_USER": "65532",
+        "FINETUNE_FETCH_CIDRS": "",
         "FINETUNE_PROGRESS_URL": f"https://{HOST}:8443",
         "FINETUNE_PROGRESS_PORT": "8443",
         "FINETUNE_METRICS_PORT": "8080",
@@ -152,7 +154,9 @@ def test_values_reach_the_operator() -> None:
                 "watchNamespaces": ["team-a", "team-b"],
                 "operator": {"logFormat": "json", "leaderElection": {"leaseSeconds": 20}},
                 "trainer": {
-                    "image": {"repository": "r.example/t", "tag": "2", "pullPolicy": "Never"}
+                    "image": {"repository": "r.example/t", "tag": "2", "pullPolicy": "Never"},
+                    "user": "Assigned",
+                    "fetchCidrs": ["10.1.2.0/24", "fd00::/8"],
                 },
             }
         )
@@ -162,6 +166,8 @@ def test_values_reach_the_operator() -> None:
     assert told["FINETUNE_LEASE_SECONDS"] == "20"
     assert told["FINETUNE_TRAINER_IMAGE"] == "r.example/t:2"
     assert told["FINETUNE_TRAINER_PULL_POLICY"] == "Never"
+    assert told["FINETUNE_TRAINER_USER"] == "Assigned"
+    assert told["FINETUNE_FETCH_CIDRS"] == "10.1.2.0/24,fd00::/8"
 
 
 def test_a_digest_beats_the_tag() -> None:

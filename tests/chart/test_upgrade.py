@@ -57,7 +57,7 @@ def older_chart(directory: Path) -> Path:
     path = chart / "files" / "crds" / "finetunejobs.yaml"
     crd = yaml.safe_load(path.read_text())
     training = of_training(crd)
-    del training["properties"][FIELD], training["default"][FIELD]
+    del training["properties"][FIELD]
     path.write_text(yaml.safe_dump(crd, sort_keys=False))
     return chart
 
@@ -99,7 +99,7 @@ def jobs(kube: Kube) -> dict[str, Json]:
     """Spec, status and identity of every job, but for the field that one CRD lacks."""
     found = kube.items(f"{GROUP}/namespaces/team-a/finetunejobs")
     for job in found:
-        job["spec"]["training"].pop(FIELD, None)
+        job["spec"].get("training", {}).pop(FIELD, None)
     return {
         job["metadata"]["name"]: {
             "uid": job["metadata"]["uid"],

@@ -165,7 +165,11 @@ def test_every_value_at_once_is_accepted() -> None:
                 "priority": 5,
                 "priorityClassName": "system-cluster-critical",
             },
-            "trainer": {"image": {"tag": "1.0", "pullPolicy": "Always"}},
+            "trainer": {
+                "image": {"tag": "1.0", "pullPolicy": "Always"},
+                "user": 1000,
+                "fetchCidrs": ["10.1.2.0/24"],
+            },
             "tls": {
                 "renewAfterDays": 30,
                 "certManager": {
