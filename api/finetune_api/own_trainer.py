@@ -70,12 +70,14 @@ class OwnTrainer(ApiModel):
     model_config = ConfigDict(
         json_schema_extra=rules(
             rule(
-                f"(self.command + self.args).map(word, word.size()).sum() <= {MAX_WORDS}",
+                "((has(self.command) ? self.command : []) + (has(self.args) ? self.args : []))"
+                f".map(word, word.size()).sum() <= {MAX_WORDS}",
                 f"spec.trainer.command and args have more than {MAX_WORDS} characters together; "
                 "put the script into a ConfigMap and name it in spec.trainer.filesFrom",
             ),
             rule(
-                f"self.env.map(one, has(one.value) ? one.value.size() : 0).sum() <= {MAX_WORDS}",
+                "!has(self.env) || self.env.map(one, has(one.value) ? one.value.size() : 0).sum()"
+                f" <= {MAX_WORDS}",
                 f"spec.trainer.env: the values have more than {MAX_WORDS} characters together; put "
                 "them into a ConfigMap and name it in spec.trainer.filesFrom",
             ),

@@ -195,7 +195,9 @@ def test_suspended_and_resumed_at_half_the_size(kube: Kube, undisturbed: float) 
 
 def test_out_of_memory_ends_the_job_and_says_what_to_lower(kube: Kube, undisturbed: float) -> None:
     """The kernel kills the rank for the container's limit; the same run would meet it again."""
-    name = start(kube, "out-of-memory")
+    # More steps than the others: on a busy machine the memory takes a while to fill.
+    long = TRAINING | {"maxSteps": 200}
+    name = run(kube, "out-of-memory", training=long, checkpoints={"everySteps": EVERY})
     logged_until(kube, name, FAULT_AFTER)
     fill_memory(kube, name, 1)
     failure = failed(kube, name, 300)
