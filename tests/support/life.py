@@ -18,6 +18,8 @@ from kube import GROUP, Kube
 from finetune_operator.cluster import ApiError, connect
 from finetune_operator.controller import Controller
 from finetune_operator.metrics import Metrics
+from finetune_operator.names import run_config_map
+from finetune_operator.objects import settings_digest
 
 Json = dict[str, Any]
 KINDS = {
@@ -186,6 +188,11 @@ class Life:
         body = self.kube.job(self.namespace, self.name)
         status = body["status"] | {"suspendedSeconds": "suspendedSeconds" in body["status"]}
         status.pop("phaseSeconds")
+        # Of the settings that are there, which have the job's name and uid in them.
+        name = run_config_map(self.name)
+        settings = self.kube.get(f"/api/v1/namespaces/{self.namespace}/configmaps/{name}")
+        assert settings is not None
+        status["settingsDigest"] = status["settingsDigest"] == settings_digest(settings["data"])
         usage = status.get("usage", {})
         status["usage"] = {name: usage.get(name) for name in ("unit", "attempt", "holding")}
         children = {
