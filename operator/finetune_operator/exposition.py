@@ -42,7 +42,7 @@ def exposition(own: CollectorRegistry, jobs: Sequence[Seen], accept: str) -> tup
     encode, content_type = choose_encoder(accept)
     of_all = CollectorRegistry()
     of_all.register(_Found(aggregates(jobs)))
-    heads = [f'namespace="{_escaped(j.namespace)}",job="{_escaped(j.name)}"' for j in jobs]
+    heads = [f'job="{_escaped(j.name)}",namespace="{_escaped(j.namespace)}"' for j in jobs]
     open_metrics = content_type.startswith("application/openmetrics-text")
     parts = [encode(own).removesuffix(END), encode(of_all).removesuffix(END)]
     for metric in JOB_METRICS:
@@ -57,13 +57,16 @@ def _family(
     sample = f"{metric.name}_total" if metric.kind == "counter" else metric.name
     name = metric.name if open_metrics else sample
     yield f"# HELP {name} {_escaped(metric.text)}\n# TYPE {name} {metric.kind}\n"
+    # In the order of their names, as the library has them.
+    labels = sorted(enumerate(metric.labels), key=lambda label: label[1])
+    before = [(n, label) for n, label in labels if label < "job"]
+    after = [(n, label) for n, label in labels if label > "namespace"]
     for job, head in zip(jobs, heads, strict=True):
         for values, value in metric.values(job):
-            labels = head
-            for label, text in zip(metric.labels, values, strict=True):
-                labels += f',{label}="{_escaped(text)}"'
+            first = "".join(f'{label}="{_escaped(values[n])}",' for n, label in before)
+            rest = "".join(f',{label}="{_escaped(values[n])}"' for n, label in after)
             number = floatToGoString(value)  # type: ignore[no-untyped-call]
-            yield f"{sample}{{{labels}}} {number}\n"
+            yield f"{sample}{{{first}{head}{rest}}} {number}\n"
 
 
 def _escaped(text: str) -> str:

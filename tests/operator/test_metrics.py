@@ -47,7 +47,7 @@ def test_a_running_job_shows_what_it_reported_and_nothing_else() -> None:
     metrics = Metrics(lambda: 1_795_327_290.0)  # 90 s after the last report
     metrics.see(("team-a", "docs"), RUNNING, 7)
     metrics.see(("team-a", "new"), FineTuneJobStatus(), 8)
-    job = '{namespace="team-a",job="docs"}'
+    job = '{job="docs",namespace="team-a"}'
     assert samples(metrics) == {
         'finetune_jobs{namespace="team-a",phase="Pending",profile="none"}': 1,
         'finetune_jobs{namespace="team-a",phase="Running",profile="none"}': 1,
@@ -100,7 +100,7 @@ def test_a_scrape_adds_what_is_held_since_the_account_was_written() -> None:
     metrics.see(("team-a", "docs"), RUNNING.model_copy(update={"usage": ACCOUNT}), 7)
     found = samples(metrics)
     shown = {
-        name.removeprefix("finetune_job_").replace('namespace="team-a",job="docs"', "J"): value
+        name.removeprefix("finetune_job_").replace('job="docs",namespace="team-a"', "J"): value
         for name, value in found.items()
         if any(word in name for word in ("held", "useful", "badput", "goodput", "cost", "holding"))
     }
@@ -108,11 +108,11 @@ def test_a_scrape_adds_what_is_held_since_the_account_was_written() -> None:
         'holding{J,unit="GPU"}': 16,
         'held_seconds{J,unit="GPU"}': 1400,
         'useful_seconds{J,unit="GPU"}': 400,
-        'badput_seconds{J,unit="GPU",reason="start_up"}': 150,
-        'badput_seconds{J,unit="GPU",reason="lost_steps"}': 50,
+        'badput_seconds{J,reason="start_up",unit="GPU"}': 150,
+        'badput_seconds{J,reason="lost_steps",unit="GPU"}': 50,
         "goodput_ratio{J}": 1 - 200 / 1400,
-        'cost{J,currency="EUR"}': 1.4,
-        'estimated_cost{J,currency="EUR"}': 1.4,
+        'cost{currency="EUR",J}': 1.4,
+        'estimated_cost{currency="EUR",J}': 1.4,
     }
 
 
@@ -141,7 +141,7 @@ def test_a_reason_that_nobody_foresaw_is_another_one() -> None:
     }
     status = FineTuneJobStatus.parse({"phase": "Starting", "conditions": [waiting]})
     metrics.see(("team-a", "docs"), status, 7)
-    name = 'finetune_job_waiting_seconds{namespace="team-a",job="docs",reason="Other"}'
+    name = 'finetune_job_waiting_seconds{job="docs",namespace="team-a",reason="Other"}'
     assert samples(metrics)[name] == 90
 
 
@@ -197,13 +197,6 @@ def test_no_jobs_have_no_series() -> None:
 
 @pytest.mark.parametrize("accept", ["", OPEN_METRICS])
 def test_lines_about_jobs_are_those_of_prometheus_client(accept: str) -> None:
-    """But for the order of labels, which has no meaning."""
-
-    def ordered(line: str) -> str:
-        name, brace, rest = line.partition("{")
-        labels, _, value = rest.rpartition("}")
-        return f"{name}{brace}{','.join(sorted(labels.split(',')))}{value}" if brace else line
-
     statuses = {
         ("team-a", name): running(number, phase)
         for number, (name, phase) in enumerate(
@@ -223,7 +216,5 @@ def test_lines_about_jobs_are_those_of_prometheus_client(accept: str) -> None:
             for labels, value in metric.values(job):
                 family.add_metric([job.namespace, job.name, *labels], value)
         reference.register(type("Found", (), {"collect": lambda self, f=family: [f]})())
-    expected = [ordered(line) for line in library(reference).decode().splitlines()]
-    ours = [ordered(line) for line in text.decode().splitlines()]
     assert content_type == expected_type
-    assert ours[len(ours) - len(expected) :] == expected
+    assert text.endswith(library(reference))
