@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from localcluster import addons, cleanup, containers, images, network, nodeconfig, tools
@@ -12,7 +13,7 @@ from localcluster.api import Api, Object
 from localcluster.layout import ClusterError, Layout, State, write_atomically
 from localcluster.pki import component_kubeconfig
 from localcluster.processes import Processes
-from localcluster.waiting import wait_for
+from localcluster.waiting import last_lines, wait_for
 
 KEPT = ("containerd", "buildkit")  # what `down` leaves of a node's folder: image stores
 GPU = "nvidia.com/gpu"
@@ -47,7 +48,8 @@ def start_all(layout: Layout, state: State, processes: Processes) -> None:
     addons.apply(api)
     addons.start_without_nodes(layout, state, processes, programs)
     for number in numbers:
-        _wait_until_registered(api, layout, processes, number)
+        again = partial(_start_kubelet, layout, state, processes, number, programs["kubelet"])
+        _wait_until_registered(api, layout, processes, number, again)
     addons.start_proxy(layout, state, processes, programs)
     for number in numbers:
         # A kubelet that crashed has left a Ready that means nothing any more.
@@ -111,14 +113,31 @@ def _start_kubelet(
     return processes.start(name, command, in_netns=True)
 
 
-def _wait_until_registered(api: Api, layout: Layout, processes: Processes, number: int) -> None:
+def ended_too_early(log: str) -> bool:
+    """Say whether a kubelet has ended because containerd, which answers, was not ready for it."""
+    return "server is not initialized yet" in log
+
+
+def _wait_until_registered(
+    api: Api,
+    layout: Layout,
+    processes: Processes,
+    number: int,
+    again: Callable[[], bool],
+) -> None:
     name = kubelet_name(number)
+
+    def alive() -> bool:
+        if processes.alive(name):
+            return True
+        return ended_too_early(last_lines(layout.log(name), 5)) and again()
+
     wait_for(
         f"{name} to register node-{number}",
         lambda: api.succeeds(f"/api/v1/nodes/node-{number}"),
         timeout=60,
         logs=(layout.log(name),),
-        alive=lambda: processes.alive(name),
+        alive=alive,
     )
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from localcluster import addons, containers, controlplane, images, nodeconfig, policies
 from localcluster.layout import Layout, State
-from localcluster.node import is_ready
+from localcluster.node import ended_too_early, is_ready
 from localcluster.pki import ensure_authority, ensure_certificate, kubeconfig
 
 LAYOUT = Layout.of("/some/cluster")
@@ -153,3 +153,9 @@ def test_a_queue_is_listened_to_once_the_kernel_has_it() -> None:
     line = "  100   9632     0 2   128     0     0        0  1\n"
     assert (policies.listens(line), policies.listens(line.replace("100", "98"))) == (True, False)
     assert policies.listens("") is False
+
+
+def test_a_kubelet_that_was_too_early_for_containerd_is_told_from_one_that_failed() -> None:
+    early = "rpc error: code = Unknown desc = server is not initialized yet"
+    assert ended_too_early(f'"command failed" err="failed to run Kubelet: {early}"')
+    assert not ended_too_early('"command failed" err="failed to run Kubelet: no space left"')
