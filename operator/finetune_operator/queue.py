@@ -39,8 +39,10 @@ class WorkQueue(Generic[Key]):
         self._changed.set()
 
     def forget(self, key: Key) -> None:
-        """Drop what was put off: the key's object is gone."""
-        self._due.pop(key, None)
+        """Drop what was put off: the key's object is gone. What is due stays: an object made anew
+        under the name may have been told of since the caller has looked."""
+        if self._due.get(key, -math.inf) > self._clock():
+            del self._due[key]
         self._failures.pop(key, None)
         self._tidy()
 

@@ -184,3 +184,12 @@ def test_a_queue_that_is_drained_ends_what_is_under_way_and_begins_nothing() -> 
 
     play(scenario, handle)
     assert (begun, ended) == (["a", "b"], ["a", "b"])
+
+
+def test_an_object_made_anew_while_its_forerunner_was_found_gone_is_looked_at() -> None:
+    queue: WorkQueue[str] = WorkQueue(lambda: 10.0)
+    queue.add("made-anew")  # told of between the look that found nothing and `forget`
+    queue.add("put-off", 300.0)
+    for key in ("made-anew", "put-off"):
+        queue.forget(key)
+    assert (len(queue), queue.ready) == (1, 1)
