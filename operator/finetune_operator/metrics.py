@@ -140,8 +140,12 @@ class Metrics:
 
     def shown(self) -> Mapping[Key, FineTuneJobStatus]:
         """The statuses seen last, with what was reported since."""
+        # A scrape is a thread, and jobs come and go meanwhile: copies, the younger one last.
+        reported = dict(self._reported)
         found = dict(self._statuses)
-        for key, progress in self._reported.items():
+        for key, progress in reported.items():
+            if key not in found:
+                continue
             before = found[key].progress
             if before is None or _age(before) < _age(progress):
                 found[key] = found[key].model_copy(update={"progress": progress})

@@ -56,8 +56,8 @@ NOT_PUBLIC = (
 """The metadata service of most clouds is 169.254.169.254, of one fd00:ec2::254."""
 TRACKERS = ("MLFLOW_TRACKING_URI", "WANDB_BASE_URL")
 """Variables of a profile that say where a tracker's server is."""
-ENDPOINTS = ("HF_ENDPOINT", "HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY")
-"""Variables of a profile that say where prepare fetches from; also in small letters."""
+PROXIES = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY")
+"""Variables of a profile by way of which pods reach what is outside."""
 
 
 def specs(plan: Plan, settings: Settings) -> dict[Stage, Json]:
@@ -77,11 +77,7 @@ def tracking(plan: Plan) -> Json | None:
     wanted = plan.snapshot.spec.tracking
     if wanted is None or not any(tracker in REMOTE for tracker in wanted.report_to):
         return None
-    env = plan.snapshot.profile.env
-    named = [urlsplit(env[name]) for name in TRACKERS if name in env]
-    ports = sorted({*HTTP_PORTS, *(found for url in named if (found := _port(url)))})
-    rules = [{"to": _public(), "ports": _tcp(*ports)}]
-    rules += [rule for url in named if (rule := _private(url))]
+    rules = _outside(plan, (*TRACKERS, *PROXIES))
     first = _pods(plan, "train")["matchLabels"] | {names.LABEL_INDEX: "0"}
     return {
         "podSelector": {"matchLabels": first},
@@ -111,17 +107,19 @@ def _sources(plan: Plan, settings: Settings) -> list[Json]:
         uris.append(spec.evaluation.retention.uri)
     if not any(uri.startswith("hf://") for uri in uris):
         return []
-    named = [urlsplit(value) for value in _endpoints(plan.snapshot.profile.env)]
-    ports = sorted({*HTTP_PORTS, *(found for url in named if (found := _port(url)))})
-    rules = [_dns(), {"to": _public(), "ports": _tcp(*ports)}]
-    rules += [rule for url in named if (rule := _private(url))]
+    rules = [_dns(), *_outside(plan, ("HF_ENDPOINT", *PROXIES))]
     rules += [{"to": [{"ipBlock": {"cidr": cidr}}]} for cidr in settings.fetch_cidrs]
     return [rule for number, rule in enumerate(rules) if rule not in rules[:number]]
 
 
-def _endpoints(env: dict[str, str]) -> list[str]:
-    wanted = {name for known in ENDPOINTS for name in (known, known.lower())}
-    return [value for name, value in sorted(env.items()) if name in wanted]
+def _outside(plan: Plan, variables: tuple[str, ...]) -> list[Json]:
+    """Public addresses, and what these variables of the profile name, also in small letters."""
+    wanted = {name for known in variables for name in (known, known.lower())}
+    env = plan.snapshot.profile.env
+    named = [urlsplit(value) for name, value in sorted(env.items()) if name in wanted]
+    ports = sorted({*HTTP_PORTS, *(found for url in named if (found := _port(url)))})
+    private = [rule for url in named if (rule := _private(url))]
+    return [{"to": _public(), "ports": _tcp(*ports)}, *private]
 
 
 def _port(url: Any) -> int | None:

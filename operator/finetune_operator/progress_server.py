@@ -55,6 +55,8 @@ fill the log with a stack trace for each. What goes wrong in a request is logged
 NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 NO_JOB = Rejected(404, "there is no such FineTuneJob")
 SHUTDOWN_SECONDS = 5.0
+TLS_BUFFER = 16 * 1024
+"""Bytes that asyncio holds for a TLS connection: as long as a record of TLS may be."""
 """For requests that are under way when the server stops."""
 
 
@@ -173,8 +175,8 @@ async def serve(
 ) -> web.AppRunner:
     """Listen; with a context by TLS."""
     # asyncio holds a quarter of a megabyte for each TLS connection; a report has 2 KiB, and a
-    # thousand trainers keep theirs. No record of TLS is larger than this.
-    SSLProtocol.max_size = 16 * 1024
+    # thousand trainers keep theirs.
+    SSLProtocol.max_size = TLS_BUFFER
     runner = web.AppRunner(app, access_log=None, logger=_NO_HTTP, shutdown_timeout=SHUTDOWN_SECONDS)
     await runner.setup()
     await web.TCPSite(runner, address, port, ssl_context=context).start()

@@ -218,3 +218,12 @@ def test_lines_about_jobs_are_those_of_prometheus_client(accept: str) -> None:
         reference.register(type("Found", (), {"collect": lambda self, f=family: [f]})())
     assert content_type == expected_type
     assert text.endswith(library(reference))
+
+
+def test_a_job_that_goes_while_its_report_is_shown_costs_no_scrape() -> None:
+    metrics, gone = Metrics(), ("team-a", "gone")
+    metrics.see(gone, RUNNING, 7)
+    assert RUNNING.progress is not None
+    metrics.report(gone, RUNNING.progress)
+    del metrics._statuses[gone]  # as a scrape, which is a thread, may find it
+    assert samples(metrics) == {}

@@ -6,11 +6,14 @@ import asyncio
 import base64
 import gzip
 import json
+import ssl
+from asyncio.sslproto import SSLProtocol
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any, cast
 
 import aiohttp
+import aiohttp.web
 import builders
 import pytest
 
@@ -20,7 +23,7 @@ from finetune_operator.cluster import ApiError, Caller, Cluster
 from finetune_operator.intake import CONFLICTS, IDLE_SECONDS, TRANSITIONS
 from finetune_operator.lease import LeaseLostError
 from finetune_operator.metrics import Metrics
-from finetune_operator.progress_server import ProgressEndpoint, progress_app, serve
+from finetune_operator.progress_server import TLS_BUFFER, ProgressEndpoint, progress_app, serve
 
 Json = dict[str, Any]
 START = 1_795_327_200.0
@@ -346,3 +349,17 @@ def test_who_does_not_report_any_more_is_forgotten() -> None:
     held = [server.endpoint.intake.held]
     server.passed += IDLE_SECONDS
     assert [*held, server.endpoint.intake.held] == [1, 0]
+
+
+def test_a_tls_connection_holds_no_more_than_a_record_of_tls() -> None:
+    """By an attribute of asyncio that no document promises."""
+
+    async def buffer() -> int:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        runner = await serve(aiohttp.web.Application(), "127.0.0.1", 0, context)
+        await runner.cleanup()
+        loop: Any = asyncio.get_running_loop()
+        made: Any = SSLProtocol(loop, asyncio.Protocol(), context, None, server_side=True)
+        return len(made.get_buffer(-1))
+
+    assert asyncio.run(buffer()) == TLS_BUFFER
