@@ -51,6 +51,8 @@ def requests_made(kube: Kube, kubeconfig: Path, operator_process: Operator) -> l
 
     eventually("prepare to be made anew", made_anew, 60)
     kube.delete(f"/api/v1/namespaces/{team}/configmaps/rare-run")
+    # ConfigMaps are not watched: the next look, for whatever reason, finds that it is gone.
+    kube.patch(f"{jobs}/rare", {"metadata": {"annotations": {"example.com/why": "be looked at"}}})
     eventually("the failed job to be deleted", lambda: kube.get(f"{jobs}/rare") is None, 90)
     return AuditLog(kubeconfig, FIELD_OWNER, whole=True).requests()
 
