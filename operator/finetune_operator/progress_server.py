@@ -55,9 +55,9 @@ fill the log with a stack trace for each. What goes wrong in a request is logged
 NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 NO_JOB = Rejected(404, "there is no such FineTuneJob")
 SHUTDOWN_SECONDS = 5.0
+"""For requests that are under way when the server stops."""
 TLS_BUFFER = 16 * 1024
 """Bytes that asyncio holds for a TLS connection: as long as a record of TLS may be."""
-"""For requests that are under way when the server stops."""
 
 
 class ProgressEndpoint:

@@ -8,12 +8,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import builders
+import played
 import pytest
+import requests
 from apiserver import api_server
 from audit import AuditLog
 from fault_proxy import PASS, FaultProxy, Request, Verdict
 from kube import GROUP, Kube, eventually
 from operator_process import LEASE, Operator, install_api
+from played import Reporter, report
 
 Json = dict[str, Any]
 COUNT = iter(range(1000))
@@ -158,3 +162,45 @@ def test_a_leader_that_was_stopped_beyond_its_lease_writes_nothing_when_it_goes_
         assert (by_first.writes(), proxy.writes()[sent:]) == ([], [])
         assert "not the leader (any more): nothing is written" in first.log.read_text()
         assert (holder(kube), second.running) == ("second", True)
+
+
+def test_reports_go_on_while_the_leader_changes_and_the_last_one_is_not_lost(
+    kube: Kube, server: Path, replicas: Replicas
+) -> None:
+    """A report is in the leader's hands when it dies; its trainer reports to the other one, which
+    takes it before it leads. Training ends while nobody leads."""
+    first = replicas.start("first", server)
+    second = replicas.start("second", server)
+    namespace = kube.namespace(f"team-{next(COUNT)}")
+    played.apply(kube, namespace)
+    workers = played.running(kube, namespace)
+    to_first, to_second = (Reporter(kube, one, namespace, workers[0]) for one in (first, second))
+    assert to_first.post(report(25, 10)) == (200, "")
+
+    first.send(signal.SIGSTOP)  # it accepts connections, and answers none
+    unanswered: list[str] = []
+
+    def send() -> None:
+        try:
+            to_first.post(report(50, 20))
+        except requests.RequestException as error:
+            unanswered.append(type(error).__name__)
+
+    in_flight = threading.Thread(target=send)
+    in_flight.start()
+    assert to_second.post(report(50, 20)) == (200, "")
+    assert to_second.post(report(50, 9)) == (422, "current_step went back from 20 to 9")
+    first.stop(signal.SIGKILL)
+    in_flight.join()
+    assert unanswered
+    assert holder(kube) == "first"
+    kube.end(workers[0], 0, builders.OUTCOMES["train"].to_message())
+    kube.end(workers[1], 0)
+
+    facts = builders.OUTCOMES["train"].train
+    assert facts is not None
+    found = played.phase(kube, namespace, "Exporting", 20)["status"]["progress"]
+    assert (holder(kube), found["step"], found["percent"], found["activity"], found["loss"]) == (
+        *("second", facts.step, 100, "Done"),
+        facts.loss,
+    )
