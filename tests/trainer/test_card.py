@@ -86,7 +86,7 @@ tags:
 ---
 # docs
 
-A LoRA adapter of [`team/tiny`], tuned on `pvc://data/docs.jsonl` by the FineTuneJob
+A LoRA adapter of `team/tiny`, tuned on `pvc://data/docs.jsonl` by the FineTuneJob
 `team-a/docs`.
 
 ![Loss over the training](loss_curve.png)
@@ -109,8 +109,7 @@ model = AutoPeftModelForCausalLM.from_pretrained(".", dtype="auto")
 
 ## Before and after
 
-The most likely tokens after prompts that were not trained on where examples are held out; answers \
-are cut short.
+What the model most likely answers to prompts that it was not trained on; answers are cut short.
 
 ### Sample 1
 
@@ -178,6 +177,15 @@ def test_a_base_that_the_hub_does_not_know_is_not_named_in_the_metadata() -> Non
 def test_a_run_without_held_out_examples_says_so() -> None:
     trained = TRAINED.model_copy(update={"eval_loss_before": None, "eval_loss_after": None})
     assert "\nTraining loss at the end: 1.2346. Nothing was held out.\n" in a_card(trained)
+
+
+def test_answers_to_prompts_of_the_training_data_are_called_that() -> None:
+    run = a_run(Path("/w"), Path("/m"), Path("docs.jsonl"))
+    nothing_held_out = PREPARED.model_copy(update={"eval_examples": 0})
+    assert (
+        "\nWhat the model most likely answers to prompts of the training data; answers are cut "
+        "short.\n"
+    ) in card.model_card(run, facts(run, nothing_held_out))
 
 
 def test_what_was_forgotten_and_where_the_weights_come_from_is_said() -> None:

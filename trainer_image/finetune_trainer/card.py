@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from finetune_api.artefact import TRAINING_STATE, Sample, TrainingState, Verified
-from finetune_api.outcome import TrainFacts
+from finetune_api.outcome import PrepareFacts, TrainFacts
 from finetune_api.run_config import PREFERENCES, RunConfig
 from finetune_trainer.answers import TOO_LARGE
 from finetune_trainer.perplexity import perplexity
@@ -22,7 +22,7 @@ def model_card(run: RunConfig, state: TrainingState) -> str:
     return f"""{_front_matter(run)}
 # {run.name}
 
-A {kind_of(run)} of [`{base_name(run)}`], tuned on `{run.dataset.uri}` by the FineTuneJob
+A {kind_of(run)} of `{base_name(run)}`, tuned on `{run.dataset.uri}` by the FineTuneJob
 `{run.namespace}/{run.name}`.
 
 ![Loss over the training](loss_curve.png)
@@ -37,7 +37,7 @@ A {kind_of(run)} of [`{base_name(run)}`], tuned on `{run.dataset.uri}` by the Fi
 
 ## Before and after
 
-{_samples(state.samples, prepared.parameters)}
+{_samples(state.samples, prepared)}
 
 ## Training
 
@@ -173,15 +173,13 @@ def _proof(verified: Verified) -> str:
     )
 
 
-def _samples(samples: list[Sample], parameters: int) -> str:
-    if not samples and parameters > TOO_LARGE:
+def _samples(samples: list[Sample], prepared: PrepareFacts) -> str:
+    if not samples and prepared.parameters > TOO_LARGE:
         return "No answers: on a CPU a model of this size takes too long for them."
     if not samples:
         return "No answers: there is no prompt that is short enough."
-    blocks = [
-        "The most likely tokens after prompts that were not trained on where examples are held "
-        "out; answers are cut short."
-    ]
+    of = "that it was not trained on" if prepared.eval_examples else "of the training data"
+    blocks = [f"What the model most likely answers to prompts {of}; answers are cut short."]
     for number, sample in enumerate(samples, 1):
         parts = (
             ("Prompt", sample.prompt),
