@@ -2,8 +2,10 @@
 
 A thousand running jobs write their progress thirty times a second, and a pass over one of them
 costs five requests. A pass decides by the spec and by the status without those numbers, so an event
-in which nothing else has changed since the one before needs no pass. (Kopf may leave out events
-that are overtaken, so it is the content that is compared, not who wrote it.)
+in which nothing else has changed since the one before needs no pass. The account of what workers
+hold (`status.usage`) goes with the progress: it says until when it is counted, and comes to the same
+at any later moment. (Kopf may leave out events that are overtaken, so it is the content that is
+compared, not who wrote it.)
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ Key = tuple[str, str]
 METADATA = ("uid", "generation", "deletionTimestamp", "ownerReferences")
 PROGRESS = ("attempt", "activity", "stalledSeconds")
 """Of a job's progress, what a pass looks at, or makes known."""
+USAGE = ("unit", "price", "attempt", "holding")
+"""Of its account, what it is not only counted on by."""
 
 
 class Told:
@@ -46,12 +50,13 @@ class Told:
 def _told(body: Mapping[str, Any]) -> list[Any]:
     status = body.get("status") or {}
     progress = status.get("progress") or {}
-    rest = {name: value for name, value in status.items() if name != "progress"}
+    rest = {name: value for name, value in status.items() if name not in ("progress", "usage")}
+    usage = status.get("usage") or {}
     numbers = {name: progress.get(name) for name in PROGRESS} if progress else None
     if numbers is not None and numbers["stalledSeconds"] is not None:
         numbers["stalledSeconds"] = True
     metadata = {name: body["metadata"].get(name) for name in METADATA}
-    return [metadata, rest, numbers]
+    return [metadata, rest, [usage.get(name) for name in USAGE], numbers]
 
 
 def _is_heard(body: Mapping[str, Any]) -> bool:

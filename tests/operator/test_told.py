@@ -17,6 +17,7 @@ BODY: dict[str, Any] = {
         "phase": "Running",
         "conditions": [{"type": "ProgressReported", "status": "True"}],
         "progress": {"attempt": 0, "step": 10, "activity": "Training", "history": [1]},
+        "usage": {"unit": "GPU", "attempt": 0, "holding": 8, "heldSeconds": 80, "time": "1"},
     },
 }
 
@@ -43,6 +44,13 @@ def test_another_number_is_no_news(name: str) -> None:
     assert not told.news(KEY, "MODIFIED", changed("status", "progress", name, value=[11]))
 
 
+@pytest.mark.parametrize("name", ["heldSeconds", "usefulSeconds", "badput", "costSoFar", "time"])
+def test_the_account_counted_on_is_no_news(name: str) -> None:
+    told = Told()
+    told.news(KEY, "MODIFIED", BODY)
+    assert not told.news(KEY, "MODIFIED", changed("status", "usage", name, value=[11]))
+
+
 @pytest.mark.parametrize(
     ("path", "value"),
     [
@@ -53,6 +61,8 @@ def test_another_number_is_no_news(name: str) -> None:
         (("status", "progress", "attempt"), 1),
         (("status", "progress", "activity"), "Saving"),
         (("status", "progress", "stalledSeconds"), 70),
+        (("status", "usage", "holding"), 16),
+        (("status", "usage", "attempt"), 1),
     ],
 )
 def test_everything_that_a_pass_looks_at_is_news(path: tuple[str, ...], value: Any) -> None:
