@@ -262,6 +262,9 @@ def test_the_pod_asks_for_little(defaults: list[Manifest]) -> None:
 
 def test_the_kubelet_asks_the_metrics_port_whether_it_lives(defaults: list[Manifest]) -> None:
     container = operator_container(defaults)
+    starting = container["startupProbe"]
+    assert starting["httpGet"] == {"path": "/healthz", "port": "metrics"}
+    assert starting["periodSeconds"] * starting["failureThreshold"] == 300  # of a starved node
     assert container["livenessProbe"]["httpGet"] == {"path": "/healthz", "port": "metrics"}
     assert container["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "metrics"}
     assert {p["name"]: p["containerPort"] for p in container["ports"]} == {
