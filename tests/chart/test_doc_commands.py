@@ -1,0 +1,180 @@
+"""Every command of the documentation is run, as it stands there, in the order of its page.
+
+A real API server without nodes takes them; the operator's pods are said to be running. What needs a
+kubelet or another cluster is listed with the end-to-end test that runs it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from apiserver import api_server, kubectl
+from chart import NAMESPACE, RELEASE
+from doc_commands import ROOT, commands_of, split, watches
+from pretended_kubelet import pretended_kubelet
+from tools import run_tool, tool
+
+HELM_TEST = "tests/e2e/test_helm_test.py::test_the_installation_proves_itself_and_leaves_nothing"
+ELSEWHERE = {
+    "helm test finetune-operator --namespace finetune-system --logs --timeout 1200s": HELM_TEST,
+}
+"""Commands that need a kubelet, and the test that runs each."""
+
+
+@dataclass(frozen=True)
+class Before:
+    """What a page takes for granted."""
+
+    installed: bool = True
+    pages: tuple[str, ...] = ()
+    """Whose commands the reader has run before."""
+
+
+PAGES = {
+    "README.md": Before(installed=False),
+    "charts/finetune-operator/README.md": Before(installed=False),
+    "docs/install.md": Before(installed=False),
+    "examples/01-first-job/README.md": Before(),
+    "examples/02-preferences/README.md": Before(),
+    "examples/03-own-trainer/README.md": Before(pages=("examples/01-first-job/README.md",)),
+}
+"""Every page with commands."""
+FOLDERS = ("README.md", "docs/*.md", "charts/*/README.md", "examples/*/README.md")
+
+
+@dataclass(frozen=True)
+class Shell:
+    """Where the commands are run."""
+
+    kubeconfig: Path
+    directory: Path
+    """A copy of what they name by paths from the top of the repository."""
+
+    def run(self, command: str) -> None:
+        if watches(command):
+            return self._watch(command)
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", command],
+            **self._where(),
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+
+    def _watch(self, command: str) -> None:
+        """Until it has shown something."""
+        running = subprocess.Popen(
+            ["bash", "-c", f"exec {command}"],
+            **self._where(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        assert running.stdout is not None
+        try:
+            assert running.stdout.readline().startswith("NAME")
+        finally:
+            running.terminate()
+            running.communicate(timeout=30)
+
+    def _where(self) -> dict[str, object]:
+        places = [self.directory / "bin", Path(sys.executable).parent]
+        places += [Path(tool(name)).parent for name in ("kubectl", "helm")]
+        path = os.pathsep.join([*map(str, places), os.environ["PATH"]])
+        variables = {"PATH": path, "KUBECONFIG": str(self.kubeconfig), "HOME": str(self.directory)}
+        return {"cwd": self.directory, "env": os.environ | variables}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Path]:
+    """A server of this module's own, as the commands install and uninstall."""
+    with api_server() as kubeconfig, pretended_kubelet(kubeconfig, NAMESPACE):
+        yield kubeconfig
+
+
+@pytest.fixture
+def shell(server: Path, tmp_path: Path) -> Shell:
+    """Namespaces for two teams, and copies of the files that commands name."""
+    for folder in ("charts", "crds", "examples"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    for namespace in ("team-a", "team-b"):
+        kubectl(server, "create", "namespace", namespace)
+        assert kubectl(server, "get", "namespace", namespace).returncode == 0
+    return Shell(server, tmp_path)
+
+
+def installed(server: Path) -> bool:
+    deployment = ("get", "deployment", RELEASE, "--namespace", NAMESPACE)
+    return kubectl(server, *deployment).returncode == 0
+
+
+def remove(server: Path) -> None:
+    """The release with its CRDs, where it is there."""
+    where = ("--kubeconfig", str(server), "--namespace", NAMESPACE, "--ignore-not-found")
+    done = run_tool("helm", "uninstall", RELEASE, *where)
+    assert done.returncode == 0, done.stderr
+    crds = [f"crd/{kind}.finetune-operator.io" for kind in ("finetunejobs", "finetuneprofiles")]
+    done = kubectl(server, "delete", "--ignore-not-found", *crds)
+    assert done.returncode == 0, done.stderr
+
+
+def runnable(page: str) -> list[str]:
+    return [command for command in commands_of(page) if command not in ELSEWHERE]
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("page", PAGES)
+def test_the_commands_of_a_page_work_one_after_the_other(page: str, shell: Shell) -> None:
+    before = PAGES[page]
+    if not before.installed:
+        remove(shell.kubeconfig)
+    elif not installed(shell.kubeconfig):
+        install = commands_of("docs/install.md")[0]
+        assert install.startswith("helm install ")
+        shell.run(install)
+    for command in [c for known in (*before.pages, page) for c in runnable(known)]:
+        shell.run(command)
+
+
+def test_every_page_with_commands_is_known() -> None:
+    pages = [path for folder in FOLDERS for path in sorted(ROOT.glob(folder))]
+    assert len(pages) >= 20
+    names = {str(path.relative_to(ROOT)) for path in pages}
+    assert {name for name in names if commands_of(name)} == set(PAGES)
+
+
+def test_what_is_run_elsewhere_is_in_the_documentation_and_in_that_test() -> None:
+    told = {command for page in PAGES for command in commands_of(page)}
+    assert set(ELSEWHERE) <= told
+    for command, test in ELSEWHERE.items():
+        path, name = test.split("::")
+        text = (ROOT / path).read_text()
+        assert f"def {name}(" in text
+        assert f'"{command.split()[1]}"' in text
+
+
+def test_no_command_hides_in_a_block_of_another_kind() -> None:
+    for page in PAGES:
+        blocks = re.findall(r"^```(\w*)\n(.*?)^```$", (ROOT / page).read_text(), re.DOTALL | re.M)
+        hidden = [
+            line
+            for kind, block in blocks
+            for line in block.splitlines()
+            if kind != "sh" and line.startswith(("kubectl ", "helm "))
+        ]
+        assert hidden == []
+
+
+def test_a_block_is_split_into_commands_with_their_continued_lines_and_documents() -> None:
+    block = "# why\na \\\n  b\n\nc <<'END'\nx: 1\n# y\nEND\nd -w\n"
+    assert split(block) == ["a \\\n  b", "c <<'END'\nx: 1\n# y\nEND", "d -w"]
+    assert [watches(command) for command in split(block)] == [False, False, True]
