@@ -6,6 +6,7 @@ kubelet or another cluster is listed with the end-to-end test that runs it.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import pytest
 from apiserver import api_server, kubectl
-from chart import NAMESPACE, RELEASE
+from chart import NAMESPACE, RELEASE, Manifest
 from doc_commands import ROOT, commands_of, split, watches
 from pretended_kubelet import pretended_kubelet
 from tools import run_tool, tool
@@ -36,6 +37,8 @@ class Before:
     installed: bool = True
     pages: tuple[str, ...] = ()
     """Whose commands the reader has run before."""
+    others: tuple[str, ...] = ()
+    """Software of others, in place of which their CRDs are there, without a schema."""
 
 
 PAGES = {
@@ -45,6 +48,7 @@ PAGES = {
     "examples/01-first-job/README.md": Before(),
     "examples/02-preferences/README.md": Before(),
     "examples/03-own-trainer/README.md": Before(pages=("examples/01-first-job/README.md",)),
+    "examples/04-gitops/README.md": Before(others=("argocd",)),
 }
 """Every page with commands."""
 FOLDERS = ("README.md", "docs/*.md", "charts/*/README.md", "examples/*/README.md")
@@ -127,6 +131,45 @@ def remove(server: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+CRDS = {
+    "argocd": ("argoproj.io", "v1alpha1", ("Application",)),
+    "prometheus": ("monitoring.coreos.com", "v1", ("ServiceMonitor", "PrometheusRule")),
+}
+
+
+def pretend(server: Path, other: str) -> None:
+    """The CRDs of others, which take anything."""
+    group, version, kinds = CRDS[other]
+    for kind in kinds:
+        plural = f"{kind.lower()}s"
+        schema = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+        known = {"name": version, "served": True, "storage": True}
+        crd = {
+            "apiVersion": "apiextensions.k8s.io/v1",
+            "kind": "CustomResourceDefinition",
+            "metadata": {"name": f"{plural}.{group}"},
+            "spec": {
+                "group": group,
+                "names": {"kind": kind, "plural": plural},
+                "scope": "Namespaced",
+                "versions": [known | {"schema": {"openAPIV3Schema": schema}}],
+            },
+        }
+        apply(server, crd)
+        established = ("wait", "--for=condition=Established", f"crd/{plural}.{group}")
+        assert kubectl(server, *established).returncode == 0
+    if other == "argocd":
+        apply(server, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": other}})
+        metadata = {"name": "argocd-cm", "namespace": other}
+        data = {"data": {"url": "https://argocd.example"}}
+        apply(server, {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata} | data)
+
+
+def apply(server: Path, manifest: Manifest) -> None:
+    done = kubectl(server, "apply", "-f", "-", stdin=json.dumps(manifest))
+    assert done.returncode == 0, done.stderr
+
+
 def runnable(page: str) -> list[str]:
     return [command for command in commands_of(page) if command not in ELSEWHERE]
 
@@ -141,8 +184,20 @@ def test_the_commands_of_a_page_work_one_after_the_other(page: str, shell: Shell
         install = commands_of("docs/install.md")[0]
         assert install.startswith("helm install ")
         shell.run(install)
+    for other in before.others:
+        pretend(shell.kubeconfig, other)
     for command in [c for known in (*before.pages, page) for c in runnable(known)]:
         shell.run(command)
+
+
+@pytest.mark.cluster
+def test_the_health_check_leaves_argo_cds_other_settings_alone(server: Path, shell: Shell) -> None:
+    pretend(server, "argocd")
+    shell.run(commands_of("examples/04-gitops/README.md")[0])
+    where = ("--namespace", "argocd", "--output", "json")
+    found = json.loads(kubectl(server, "get", "configmap", "argocd-cm", *where).stdout)["data"]
+    health = "resource.customizations.health.finetune-operator.io_FineTuneJob"
+    assert set(found) == {"url", health}
 
 
 def test_every_page_with_commands_is_known() -> None:
