@@ -15,11 +15,13 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from apiserver import api_server, kubectl
 from chart import NAMESPACE, RELEASE, Manifest
 from doc_commands import ROOT, commands_of, split, watches
+from kube import eventually
 from pretended_kubelet import pretended_kubelet
 from tools import run_tool, tool
 
@@ -39,6 +41,8 @@ class Before:
     """Whose commands the reader has run before."""
     others: tuple[str, ...] = ()
     """Software of others, in place of which their CRDs are there, without a schema."""
+    counted: bool = False
+    """Kubernetes has learnt of the CRDs, so that quotas count what they are of."""
 
 
 PAGES = {
@@ -48,7 +52,7 @@ PAGES = {
     "examples/01-first-job/README.md": Before(),
     "examples/02-preferences/README.md": Before(),
     "examples/03-own-trainer/README.md": Before(pages=("examples/01-first-job/README.md",)),
-    "examples/04-gitops/README.md": Before(others=("argocd",)),
+    "examples/04-gitops/README.md": Before(others=("argocd",), counted=True),
 }
 """Every page with commands."""
 FOLDERS = ("README.md", "docs/*.md", "charts/*/README.md", "examples/*/README.md")
@@ -64,7 +68,8 @@ class Shell:
 
     def run(self, command: str) -> None:
         if watches(command):
-            return self._watch(command)
+            self._watch(command)
+            return
         done = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", command],
             **self._where(),
@@ -165,6 +170,20 @@ def pretend(server: Path, other: str) -> None:
         apply(server, {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata} | data)
 
 
+def counts(server: Path) -> bool:
+    """Whether a quota that is made now counts jobs; one that does not at once waits for minutes."""
+    where, of = ("--namespace", "team-b"), "count/finetunejobs.finetune-operator.io"
+    kubectl(server, "create", "quota", "probe", f"--hard={of}=1,configmaps=9", *where)
+
+    def used() -> Any:
+        found = kubectl(server, "get", "quota", "probe", *where, "--output", "json")
+        return json.loads(found.stdout).get("status", {}).get("used")
+
+    known = of in eventually("the quota to be counted", used)
+    kubectl(server, "delete", "quota", "probe", *where)
+    return known
+
+
 def apply(server: Path, manifest: Manifest) -> None:
     done = kubectl(server, "apply", "-f", "-", stdin=json.dumps(manifest))
     assert done.returncode == 0, done.stderr
@@ -186,6 +205,8 @@ def test_the_commands_of_a_page_work_one_after_the_other(page: str, shell: Shell
         shell.run(install)
     for other in before.others:
         pretend(shell.kubeconfig, other)
+    if before.counted:
+        eventually("a quota that counts jobs", lambda: counts(shell.kubeconfig), 60)
     for command in [c for known in (*before.pages, page) for c in runnable(known)]:
         shell.run(command)
 

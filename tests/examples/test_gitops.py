@@ -1,5 +1,5 @@
-"""The GitOps example: values that the chart takes, a job that fits its profile, and Argo CD's health
-check in Lua over the statuses that the operator really writes."""
+"""The GitOps example: values that the chart takes, a job that fits its profile, and Argo CD's
+health check in Lua over the statuses that the operator really writes."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_the_application_installs_this_version_of_the_chart_with_these_values() 
     root = EXAMPLE.parents[1]
     assert (root / values.removeprefix("$values/")).samefile(EXAMPLE / "operator" / "values.yaml")
     paths = [application["spec"]["source"]["path"] for application in others]
-    assert [(root / path / "kustomization.yaml").exists() for path in paths] == [True, True]
+    assert [(root / path / "kustomization.yaml").exists() for path in paths] == [True] * 3
 
 
 def test_the_jobs_of_the_team_fit_a_profile_and_its_namespace() -> None:
@@ -158,7 +158,7 @@ def test_the_jobs_of_the_team_fit_a_profile_and_its_namespace() -> None:
         for body in map(load, ("profiles/standard.yaml", "profiles/try-out.yaml"))
     }
     labels = load("teams/team-a/namespace.yaml")["metadata"]["labels"]
-    run = FineTuneJob.parse(load("teams/team-a/docs-assistant-1.yaml"))
+    run = FineTuneJob.parse(load("jobs/team-a/docs-assistant-1.yaml"))
     found = make_snapshot(run.spec, profiles, "image", labels)
     assert isinstance(found, Snapshot), found
     assert found.profile_name == "standard"
@@ -172,7 +172,7 @@ def test_no_job_of_the_example_is_deleted_by_time_while_git_has_it() -> None:
         defaults = profile["spec"].get("defaults", {})
         assert "retention" not in profile["spec"]
         assert "ttlSecondsAfterFinished" not in defaults
-    run = load("teams/team-a/docs-assistant-1.yaml")
+    run = load("jobs/team-a/docs-assistant-1.yaml")
     assert "ttlSecondsAfterFinished" not in run["spec"]
     options = run["metadata"]["annotations"]["argocd.argoproj.io/sync-options"]
     assert options == "Prune=confirm,Delete=confirm"

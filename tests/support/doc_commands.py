@@ -10,9 +10,13 @@ _HEREDOC = re.compile(r"<<'?(\w+)'?")
 
 
 def commands_of(page: str) -> list[str]:
-    """Every command of a page (a path from the top of the repository), in order, as it stands there:
-    with its continued lines and its here-document, without comments."""
-    blocks = re.findall(r"^```sh\n(.*?)^```$", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)
+    """Every command of a page, in order, as it stands there: with its continued lines and its
+    here-document, without comments.
+
+    Args:
+        page: Its path from the top of the repository.
+    """
+    blocks = re.findall(r"^```sh\n(.*?)^```$", (ROOT / page).read_text(), re.DOTALL | re.M)
     return [command for block in blocks for command in split(block)]
 
 
