@@ -62,6 +62,28 @@ PAGES = {
     "examples/04-gitops/README.md": Before(others=("argocd",), counted=True),
 }
 """Every page with commands."""
+MENTIONED = {
+    "helm template",
+    "helm test",
+    "helm test --timeout",
+    "helm uninstall",
+    "helm upgrade",
+    "kubectl apply",
+    "kubectl delete --cascade=orphan",
+    "kubectl edit ftj triage -n team-a",  # what `explain` answers
+    "kubectl finetune",
+    "kubectl finetune explain",
+    "kubectl finetune logs",
+    "kubectl finetune plot",
+    "kubectl wait --for=condition=Complete ftj/docs-assistant",  # until somebody trains
+}
+"""Commands within a sentence that are spoken of; every other one is to be run."""
+STANDS_FOR = {
+    "ftj NAME": "ftj docs-assistant-1",
+    "finetuneprofile NAME": "finetuneprofile try-out",
+    "namespace ...": "namespace team-a",
+    "NAMESPACE": "finetune-system",
+}
 FOLDERS = ("README.md", "docs/*.md", "charts/*/README.md", "examples/*/README.md")
 
 
@@ -155,10 +177,7 @@ def runnable(page: str) -> list[str]:
     return [command for command in commands_of(page) if command not in ELSEWHERE]
 
 
-@pytest.mark.cluster
-@pytest.mark.parametrize("page", PAGES)
-def test_the_commands_of_a_page_work_one_after_the_other(page: str, shell: Shell) -> None:
-    before = PAGES[page]
+def bring_about(before: Before, shell: Shell) -> None:
     if not before.installed:
         remove(shell.kubeconfig)
     elif not installed(shell.kubeconfig):
@@ -169,10 +188,41 @@ def test_the_commands_of_a_page_work_one_after_the_other(page: str, shell: Shell
         pretend(shell.kubeconfig, other)
     if before.counted:
         eventually("a quota that counts jobs", lambda: counts(shell.kubeconfig), 60)
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("page", PAGES)
+def test_the_commands_of_a_page_work_one_after_the_other(page: str, shell: Shell) -> None:
+    before = PAGES[page]
+    bring_about(before, shell)
     for command in [c for known in (*before.pages, page) for c in runnable(known)]:
         if command == IN_A_NEW_CLUSTER:
             shell.run("kubectl delete finetunejobs --all --all-namespaces")
         shell.run(command)
+
+
+@pytest.mark.cluster
+def test_the_commands_within_sentences_work(shell: Shell) -> None:
+    """In the namespace of a team that has a job."""
+    bring_about(Before(counted=True), shell)
+    for folder in ("profiles", "teams/team-a", "jobs/team-a"):
+        shell.run(f"kubectl apply -k examples/04-gitops/{folder}")
+    own = Shell(shutil.copy(shell.kubeconfig, shell.directory / "kubeconfig"), shell.directory)
+    own.run("kubectl config set-context --current --namespace team-a")
+    found = within_sentences()
+    assert set(found) >= MENTIONED
+    assert len(found) >= 30
+    for command in sorted(set(found) - MENTIONED, key=lambda text: " delete " in text):
+        for placeholder, example in STANDS_FOR.items():
+            command = command.replace(placeholder, example)
+        own.run(command)
+
+
+def within_sentences() -> set[str]:
+    """Commands in backticks."""
+    pages = [path for folder in FOLDERS for path in ROOT.glob(folder)]
+    text = "\n".join(path.read_text() for path in pages)
+    return set(re.findall(r"(?<!`)`((?:kubectl|helm) [^`\n]+)`", text))
 
 
 @pytest.mark.cluster

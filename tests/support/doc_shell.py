@@ -30,7 +30,7 @@ class Shell:
 
     def __post_init__(self) -> None:
         plugin = self.directory / "bin" / "kubectl-finetune"
-        plugin.parent.mkdir()
+        plugin.parent.mkdir(exist_ok=True)
         plugin.write_text(PLUGIN)
         plugin.chmod(0o755)
 
