@@ -38,13 +38,17 @@ IN_A_NEW_CLUSTER = "kubectl create -f jobs-backup.yaml"
 """Before this one the jobs are lost."""
 
 
+INSTALL = commands_of("docs/install.md")[0]
+"""On other pages this is what the reader has done."""
+
+
 @dataclass(frozen=True)
 class Before:
     """What a page takes for granted."""
 
     installed: bool = True
-    pages: tuple[str, ...] = ()
-    """Whose commands the reader has run before."""
+    commands: tuple[str, ...] = ()
+    """That the reader has run before."""
     others: tuple[str, ...] = ()
     """Software of others, in place of which their CRDs are there, without a schema."""
     counted: bool = False
@@ -52,14 +56,16 @@ class Before:
 
 
 PAGES = {
-    "README.md": Before(installed=False),
-    "charts/finetune-operator/README.md": Before(installed=False),
     "docs/install.md": Before(installed=False),
-    "docs/platform.md": Before(others=("prometheus",), counted=True),
+    "README.md": Before(),
+    "charts/finetune-operator/README.md": Before(),
     "examples/01-first-job/README.md": Before(),
     "examples/02-preferences/README.md": Before(),
-    "examples/03-own-trainer/README.md": Before(pages=("examples/01-first-job/README.md",)),
+    "examples/03-own-trainer/README.md": Before(
+        commands=("kubectl apply -f examples/01-first-job/data.yaml",)
+    ),
     "examples/04-gitops/README.md": Before(others=("argocd",), counted=True),
+    "docs/platform.md": Before(others=("prometheus",), counted=True),
 }
 """Every page with commands."""
 MENTIONED = {
@@ -174,16 +180,16 @@ def apply(server: Path, manifest: Manifest) -> None:
 
 
 def runnable(page: str) -> list[str]:
-    return [command for command in commands_of(page) if command not in ELSEWHERE]
+    done = {INSTALL} if PAGES[page].installed else set()
+    return [c for c in commands_of(page) if c not in ELSEWHERE.keys() | done]
 
 
 def bring_about(before: Before, shell: Shell) -> None:
     if not before.installed:
         remove(shell.kubeconfig)
     elif not installed(shell.kubeconfig):
-        install = commands_of("docs/install.md")[0]
-        assert install.startswith("helm install ")
-        shell.run(install)
+        assert INSTALL.startswith("helm install ")
+        shell.run(INSTALL)
     for other in before.others:
         pretend(shell.kubeconfig, other)
     if before.counted:
@@ -195,7 +201,7 @@ def bring_about(before: Before, shell: Shell) -> None:
 def test_the_commands_of_a_page_work_one_after_the_other(page: str, shell: Shell) -> None:
     before = PAGES[page]
     bring_about(before, shell)
-    for command in [c for known in (*before.pages, page) for c in runnable(known)]:
+    for command in (*before.commands, *runnable(page)):
         if command == IN_A_NEW_CLUSTER:
             shell.run("kubectl delete finetunejobs --all --all-namespaces")
         shell.run(command)
