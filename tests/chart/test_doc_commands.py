@@ -190,6 +190,8 @@ def bring_about(before: Before, shell: Shell) -> None:
     elif not installed(shell.kubeconfig):
         assert INSTALL.startswith("helm install ")
         shell.run(INSTALL)
+    else:
+        shell.run("kubectl delete finetunejobs,finetuneprofiles --all --all-namespaces")
     for other in before.others:
         pretend(shell.kubeconfig, other)
     if before.counted:
