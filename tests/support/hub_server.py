@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -40,10 +42,19 @@ class Hub:
 
 
 @contextmanager
-def running_hub() -> Iterator[Hub]:
-    """Serve on a free port of this machine until the block ends."""
+def running_hub(certificate: Path | None = None) -> Iterator[Hub]:
+    """Serve on a free port of this machine until the block ends.
+
+    Args:
+        certificate: Directory with `tls.crt` and `tls.key`, to serve by TLS.
+    """
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-    hub = Hub(f"http://127.0.0.1:{server.server_address[1]}")
+    if certificate is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate / "tls.crt", certificate / "tls.key")
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+    scheme = "http" if certificate is None else "https"
+    hub = Hub(f"{scheme}://127.0.0.1:{server.server_address[1]}")
     server.hub = hub  # type: ignore[attr-defined]
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()

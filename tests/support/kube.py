@@ -107,10 +107,10 @@ class Kube:
     # What a kubelet says of its pods.
 
     def run(self, pod: Json) -> None:
-        self._pod_status(pod, "Running", {"running": {"startedAt": _now()}})
+        self._pod_status(pod, "Running", {"running": {"startedAt": now()}})
 
     def end(self, pod: Json, exit_code: int, message: str = "") -> None:
-        ended = {"exitCode": exit_code, "message": message, "finishedAt": _now()}
+        ended = {"exitCode": exit_code, "message": message, "finishedAt": now()}
         phase = "Failed" if exit_code else "Succeeded"
         self._pod_status(pod, phase, {"terminated": ended})
 
@@ -129,7 +129,7 @@ class Kube:
         self.patch(f"{path}/status", {"status": {"phase": phase, "containerStatuses": [status]}})
 
 
-def _now() -> str:
+def now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
