@@ -11,6 +11,7 @@ with a token made for that job alone. Trainer pods have no access to the API ser
 | 404 | there is no such job |
 | 408, 413 | a body that takes longer than 10 seconds, or is larger than 64 KiB |
 | 409 | an attempt that is over, or a job that is |
+| 417 | an `Expect` other than `100-continue` |
 | 422 | no trainer status; NaN, infinities, numbers out of bounds, steps that go backwards |
 | 429 | a pod that reports more than once a second, an address with invalid tokens: `Retry-After` |
 | 503 | not now: `Retry-After` |
@@ -30,7 +31,7 @@ import time
 from asyncio.sslproto import SSLProtocol
 from collections.abc import Callable
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 from aiohttp.web_protocol import RequestPayloadError
 from pydantic import ValidationError
 
@@ -140,8 +141,19 @@ def failure(rejected: Rejected) -> dict[str, object]:
 def progress_app(endpoint: ProgressEndpoint) -> web.Application:
     """The endpoint for trainer pods."""
     app = web.Application(client_max_size=wire.MAX_BODY)
-    app.router.add_post(wire.status_path("{namespace}", "{name}"), endpoint.handle)
+    path = wire.status_path("{namespace}", "{name}")
+    app.router.add_post(path, endpoint.handle, expect_handler=_expected)
     return app
+
+
+async def _expected(request: web.Request) -> None:
+    """Answer the header `Expect`. aiohttp's own refusal repeats it, and fails if it is no text."""
+    if request.version < HttpVersion11:  # which does not know it
+        return
+    if request.headers["Expect"].lower() != "100-continue":
+        raise web.HTTPExpectationFailed
+    await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    request.writer.output_size = 0  # else it is taken for the beginning of the answer
 
 
 def metrics_app(

@@ -343,6 +343,35 @@ def test_a_small_body_that_unpacks_to_a_large_one_is_refused() -> None:
     assert found == [413]
 
 
+@pytest.mark.parametrize("expected", [b"more", b"\x80"])
+def test_an_expectation_that_nobody_can_meet_is_refused(expected: bytes) -> None:
+    """Bytes that are no text, too, which aiohttp's own answer would repeat."""
+
+    async def first_line() -> bytes:
+        runner = await serve(progress_app(Server(Fake()).endpoint), "127.0.0.1", 0)
+        reader, writer = await asyncio.open_connection(*runner.addresses[0])
+        path = status_path("team-a", "docs").encode()
+        writer.write(b"POST %s HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n" % path)
+        writer.write(b"Expect: %s\r\n\r\n" % expected)
+        try:
+            return await reader.readline()
+        finally:
+            writer.close()
+            await runner.cleanup()
+
+    assert asyncio.run(first_line()) == b"HTTP/1.1 417 Expectation Failed\r\n"
+
+
+def test_a_report_that_waits_for_100_continue_is_taken() -> None:
+    found: list[int] = []
+
+    async def play(post: Post) -> None:
+        found.append((await post(report(), **{"Expect": "100-continue"}))[0])
+
+    Server(Fake()).use(play)
+    assert found == [200]
+
+
 def test_who_does_not_report_any_more_is_forgotten() -> None:
     server = Server(Fake())
     server.codes(report())
