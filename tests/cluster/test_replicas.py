@@ -169,8 +169,8 @@ def test_reports_go_on_while_the_leader_changes_and_the_last_one_is_not_lost(
 ) -> None:
     """A report is in the leader's hands when it dies; its trainer reports to the other one, which
     takes it before it leads. Training ends while nobody leads."""
-    first = replicas.start("first", server)
-    second = replicas.start("second", server)
+    first = replicas.start("first", server, LEASE_SECONDS="30")
+    second = replicas.start("second", server, LEASE_SECONDS="30")
     namespace = kube.namespace(f"team-{next(COUNT)}")
     played.apply(kube, namespace)
     workers = played.running(kube, namespace)
@@ -199,7 +199,7 @@ def test_reports_go_on_while_the_leader_changes_and_the_last_one_is_not_lost(
 
     facts = builders.OUTCOMES["train"].train
     assert facts is not None
-    found = played.phase(kube, namespace, "Exporting", 20)["status"]["progress"]
+    found = played.phase(kube, namespace, "Exporting", 90)["status"]["progress"]
     assert (holder(kube), found["step"], found["percent"], found["activity"], found["loss"]) == (
         *("second", facts.step, 100, "Done"),
         facts.loss,
