@@ -13,10 +13,11 @@ import yaml
 from demo_cluster import output, program
 from kube import GROUP, Kube, eventually, kubeconfig
 
+from finetune_api.names import LABEL_INDEX
+
 ROOT = Path(__file__).parents[2]
 JOBS = f"{GROUP}/namespaces/demo/finetunejobs"
 EXAMPLE = yaml.safe_load((ROOT / "examples" / "01-first-job" / "job.yaml").read_text())
-INDEX = "batch.kubernetes.io/job-completion-index"
 Json = dict[str, Any]
 
 
@@ -115,7 +116,7 @@ def fill_memory(kube: Kube, name: str, index: int) -> None:
 def steps_of(name: str, attempt: int) -> list[tuple[int, float]]:
     """Steps that the first worker of an attempt has logged, and when (seconds since the epoch)."""
     # Of `job/NAME` kubectl takes any pod, and the other workers log no steps.
-    first = f"batch.kubernetes.io/job-name={name}-train-{attempt},{INDEX}=0"
+    first = f"batch.kubernetes.io/job-name={name}-train-{attempt},{LABEL_INDEX}=0"
     log = kubectl("-n", "demo", "logs", "--timestamps", "--tail=-1", "--selector", first)
     found = re.findall(r"^(\S+) .*step (\d+)/\d+  loss", log, re.MULTILINE)
     return [
