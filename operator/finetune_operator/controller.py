@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -211,6 +212,14 @@ class Controller:
             return False
         found = parse_job(body)
         return found.uid == job.uid and found.status.model_copy(update={"progress": None}) == status
+
+    def hear(self, body: Mapping[str, Any]) -> None:
+        """A job has changed and needs no pass: a replica that does not lead has taken a report."""
+        key = (body["metadata"]["namespace"], body["metadata"]["name"])
+        known = self.metrics.seen(key)
+        if known is None or known[1] < int(body["metadata"]["resourceVersion"]):
+            job = parse_job(body)
+            self.metrics.see(key, job.status, job.version)
 
     async def wake_waiting(self) -> None:
         """A profile changed: jobs that wait for one may start now."""

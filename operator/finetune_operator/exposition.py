@@ -57,16 +57,25 @@ def _family(
     sample = f"{metric.name}_total" if metric.kind == "counter" else metric.name
     name = metric.name if open_metrics else sample
     yield f"# HELP {name} {_escaped(metric.text)}\n# TYPE {name} {metric.kind}\n"
-    # In the order of their names, as the library has them.
-    labels = sorted(enumerate(metric.labels), key=lambda label: label[1])
-    before = [(n, label) for n, label in labels if label < "job"]
-    after = [(n, label) for n, label in labels if label > "namespace"]
+    around: dict[tuple[str, ...], tuple[str, str]] = {}
+    numbers: dict[float, str] = {}
     for job, head in zip(jobs, heads, strict=True):
         for values, value in metric.values(job):
-            first = "".join(f'{label}="{_escaped(values[n])}",' for n, label in before)
-            rest = "".join(f',{label}="{_escaped(values[n])}"' for n, label in after)
-            number = floatToGoString(value)  # type: ignore[no-untyped-call]
-            yield f"{sample}{{{first}{head}{rest}}} {number}\n"
+            if values not in around:
+                around[values] = _around(sample, metric.labels, values)
+            if value not in numbers:
+                numbers[value] = floatToGoString(value)  # type: ignore[no-untyped-call]
+            before, after = around[values]
+            yield f"{before}{head}{after}{numbers[value]}\n"
+
+
+def _around(sample: str, labels: Sequence[str], values: Sequence[str]) -> tuple[str, str]:
+    """What is before and after `job` and `namespace` on a line: labels in the order of their names,
+    as the library has them."""
+    found = sorted(zip(labels, values, strict=True))
+    first = "".join(f'{label}="{_escaped(value)}",' for label, value in found if label < "job")
+    rest = "".join(f',{label}="{_escaped(value)}"' for label, value in found if label > "namespace")
+    return f"{sample}{{{first}", f"{rest}}} "
 
 
 def _escaped(text: str) -> str:

@@ -82,6 +82,8 @@ def register(
     async def job_changed(type: str | None, body: kopf.Body, **_: Any) -> None:
         if told.news((body.metadata.namespace or "", body.metadata.name or ""), type, body):
             changed("finetunejobs", type, body, body.metadata.name)
+        else:
+            controller.hear(body)
 
     @kopf.on.event("batch", "v1", "jobs", registry=registry)
     async def stage_changed(type: str | None, body: kopf.Body, **_: Any) -> None:

@@ -19,6 +19,9 @@ Key = tuple[str, str]
 METADATA = ("uid", "generation", "deletionTimestamp", "ownerReferences")
 PROGRESS = ("attempt", "activity", "stalledSeconds")
 """Of a job's progress, what a pass looks at, or makes known."""
+DECISIVE = ("Loading", "Done")
+"""Activities that a pass takes for something else than the rest: a job that evaluates or saves
+every few minutes is not looked at for it."""
 USAGE = ("unit", "price", "attempt", "holding")
 """Of its account, what it is not only counted on by."""
 
@@ -55,6 +58,8 @@ def _told(body: Mapping[str, Any]) -> list[Any]:
     numbers = {name: progress.get(name) for name in PROGRESS} if progress else None
     if numbers is not None and numbers["stalledSeconds"] is not None:
         numbers["stalledSeconds"] = True
+    if numbers is not None and numbers["activity"] not in (None, *DECISIVE):
+        numbers["activity"] = "Training"
     metadata = {name: body["metadata"].get(name) for name in METADATA}
     return [metadata, rest, [usage.get(name) for name in USAGE], numbers]
 

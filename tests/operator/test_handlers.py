@@ -43,12 +43,22 @@ class FakeApiServer:
         self.silent = False
         self._watches: dict[str, asyncio.Queue[Json]] = {}
 
-    def tell(self, path: str, kind: str, name: str) -> None:
+    def tell(
+        self,
+        path: str,
+        kind: str,
+        name: str,
+        version: int = 9,
+        status: Json | None = None,
+    ) -> None:
         """An event to the newest watch of a resource."""
-        metadata = {"name": name, "namespace": "team-a", "uid": name, "resourceVersion": "9"}
+        metadata = {"name": name, "namespace": "team-a", "uid": name}
+        metadata["resourceVersion"] = str(version)
         if kind != "FineTuneJob":
             metadata["labels"] = {"finetune-operator.io/job": "docs"}  # type: ignore[assignment]
-        body = {"kind": kind, "apiVersion": "v1", "metadata": metadata}
+        body = {"kind": kind, "apiVersion": "v1", "metadata": metadata, "spec": {}}
+        if status is not None:
+            body["status"] = status
         self._watches[path].put_nowait({"type": "ADDED", "object": body})
 
     @property
@@ -115,6 +125,21 @@ class Play:
     def keys(self) -> set[Key]:
         return set(self._controller.queue._due)
 
+    def step_shown(self) -> int | None:
+        """The job's step, as a scrape has it."""
+        status = self._controller.metrics.shown().get(("team-a", "mine"))
+        return status.progress.step if status and status.progress else None
+
+    async def passes_made(self) -> None:
+        """Those that are due, of which nothing is left to do."""
+
+        async def nothing(_: Key) -> None: ...
+
+        worker = asyncio.create_task(self._controller.queue.work(nothing))
+        await self.until("all passes to be made", lambda: not self.keys)
+        worker.cancel()
+        await asyncio.gather(worker, return_exceptions=True)
+
     async def until(self, what: str, check: Callable[[], bool], seconds: float = 10) -> float:
         """The seconds until something is true."""
         started = time.monotonic()
@@ -178,6 +203,31 @@ def test_events_of_jobs_and_of_children_become_keys(kubeconfig: Path) -> None:
             play.server.tell(PODS, "Pod", "docs-train-0-0")
             await play.until("both keys", lambda: len(play.keys) == 2)
             assert play.keys == {("team-a", "mine"), ("team-a", "docs")}
+
+    asyncio.run(run())
+
+
+def running(step: int) -> Json:
+    """The status of a job whose workers report."""
+    moment = f"2026-11-22T06:00:{step:02}Z"
+    heard = {"type": "ProgressReported", "status": "True", "reason": "Reported", "message": ""}
+    heard["observedGeneration"] = 1  # type: ignore[assignment]
+    return {
+        "phase": "Running",
+        "conditions": [heard | {"lastTransitionTime": "2026-11-22T06:00:00Z"}],
+        "progress": {"attempt": 0, "step": step, "lastUpdateTime": moment},
+    }
+
+
+def test_a_report_that_another_replica_took_is_shown_without_a_pass(kubeconfig: Path) -> None:
+    async def run() -> None:
+        async with watching(kubeconfig) as play:
+            play.server.tell(JOBS, "FineTuneJob", "mine", 10, running(1))
+            await play.until("a pass to be due", lambda: play.keys == {("team-a", "mine")})
+            await play.passes_made()
+            play.server.tell(JOBS, "FineTuneJob", "mine", 11, running(2))
+            await play.until("the step of the report", lambda: play.step_shown() == 2)
+            assert play.keys == set()
 
     asyncio.run(run())
 

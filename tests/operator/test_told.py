@@ -44,6 +44,14 @@ def test_another_number_is_no_news(name: str) -> None:
     assert not told.news(KEY, "MODIFIED", changed("status", "progress", name, value=[11]))
 
 
+@pytest.mark.parametrize("activity", ["Saving", "Evaluating"])
+def test_what_is_done_between_two_steps_is_no_news(activity: str) -> None:
+    told = Told()
+    told.news(KEY, "MODIFIED", BODY)
+    after = changed("status", "progress", "activity", value=activity)
+    assert not told.news(KEY, "MODIFIED", after)
+
+
 @pytest.mark.parametrize("name", ["heldSeconds", "usefulSeconds", "badput", "costSoFar", "time"])
 def test_the_account_counted_on_is_no_news(name: str) -> None:
     told = Told()
@@ -59,7 +67,9 @@ def test_the_account_counted_on_is_no_news(name: str) -> None:
         (("metadata", "deletionTimestamp"), "2026-11-22T06:00:00Z"),
         (("status", "phase"), "Restarting"),
         (("status", "progress", "attempt"), 1),
-        (("status", "progress", "activity"), "Saving"),
+        (("status", "progress", "activity"), "Loading"),
+        (("status", "progress", "activity"), "Done"),
+        (("status", "progress", "activity"), None),
         (("status", "progress", "stalledSeconds"), 70),
         (("status", "usage", "holding"), 16),
         (("status", "usage", "attempt"), 1),
