@@ -18,6 +18,7 @@ from finetune_api.status import TERMINAL_PHASES, FineTuneJobStatus
 from finetune_operator import logs, names, objects
 from finetune_operator.cluster import ApiError, Cluster, Json, NotOursError, RefusedError
 from finetune_operator.conditions import is_done, is_older
+from finetune_operator.ended import Ended
 from finetune_operator.events import Event
 from finetune_operator.lease import LeaseLostError
 from finetune_operator.metrics import Metrics
@@ -57,6 +58,7 @@ class Controller:
         """What jobs that start now are told to trust; it may change."""
         self.listening_since = self._now()
         self.told = Told()
+        self.ended = Ended()
 
     async def reconcile(self, key: Key) -> float | None:
         """One pass; returns the seconds after which to look again."""
@@ -96,11 +98,13 @@ class Controller:
             self.metrics.forget(key)
             self.queue.forget(key)
             self.told.forget(key)
+            self.ended.forget(key)
             return None
         job = parse_job(body)
         logs.of_attempt(job.status.attempt)
         self.metrics.see(key, job.status, job.version)
         if is_over(job):  # the children do not matter: saves four reads
+            self.ended.forget(key)
             return await self._clean_up(job)
         observed = await self._observe(job)
         if is_older(observed, job.status) and await self._exists(job):
@@ -154,6 +158,7 @@ class Controller:
                 return Observed(taken=f"ConfigMap {names.run_config_map(job.name)}")
             config_map = None  # somebody has replaced it: as if it were deleted
         jobs, pods = await self.cluster.children(job.namespace, job.name)
+        pods = self.ended.with_gone((job.namespace, job.name), job.uid, pods)
         seen = observe(config_map, jobs, pods, job.uid)
         asked = questions(seen, job.status, self._now())
         if not asked:
@@ -213,7 +218,7 @@ class Controller:
         found = parse_job(body)
         return found.uid == job.uid and found.status.model_copy(update={"progress": None}) == status
 
-    def hear(self, body: Mapping[str, Any]) -> None:
+    def hear_job(self, body: Mapping[str, Any]) -> None:
         """A job has changed and needs no pass: a replica that does not lead has taken a report."""
         key = (body["metadata"]["namespace"], body["metadata"]["name"])
         known = self.metrics.seen(key)

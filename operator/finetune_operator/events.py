@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from finetune_api.status import FineTuneJobStatus, Resolved
 from finetune_operator.conditions import condition
-from finetune_operator.decisions import Decision, Fail, Hold, Renew, Restart, Wait, Watch
+from finetune_operator.decisions import Decision, Fail, Hold, Renew, Restart, Start, Wait, Watch
 from finetune_operator.incidents import told
 from finetune_operator.observe import PodFacts, seconds
 from finetune_operator.reports import CONDITION
@@ -54,6 +54,8 @@ def _change(
     refused = decision.refused if isinstance(decision, Wait | Hold) else None
     if refused is not None:
         return () if message == old.message else (Event("Warning", refused.reason, message),)
+    if isinstance(decision, Start) and decision.stage != "train" and decision.attempt:
+        return () if message == old.message else (Event("Warning", "RunAgain", message),)
     if isinstance(decision, Renew):
         return (Event("Normal", "Renewed", message),)
     if new.phase == old.phase or new.phase is None:

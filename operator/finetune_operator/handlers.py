@@ -83,7 +83,7 @@ def register(
         if told.news((body.metadata.namespace or "", body.metadata.name or ""), type, body):
             changed("finetunejobs", type, body, body.metadata.name)
         else:
-            controller.hear(body)
+            controller.hear_job(body)
 
     @kopf.on.event("batch", "v1", "jobs", registry=registry)
     async def stage_changed(type: str | None, body: kopf.Body, **_: Any) -> None:

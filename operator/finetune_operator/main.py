@@ -72,6 +72,7 @@ class Replica:
         self.metrics.watch(self.watches.silence)
         self.metrics.hold("queue", lambda: self.controller.queue.held)
         self.metrics.hold("statuses", lambda: len(self.metrics.statuses()))
+        self.metrics.hold("ended", lambda: len(self.controller.ended))
         self.metrics.hold("told", lambda: len(self.controller.told))
         self.metrics.hold("tokens", lambda: self.endpoint.callers.held)
         self.metrics.hold("reports", lambda: self.endpoint.intake.held)

@@ -54,7 +54,7 @@ OWN_METRICS = (
         "gauge",
         "Entries that the operator holds in memory.",
         ("what",),
-        "queue, statuses, tokens",
+        "ended, queue, reports, statuses, told, tokens",
     ),
     OwnMetric("finetune_operator_queue_depth", "gauge", "Jobs whose pass is due."),
     OwnMetric(

@@ -28,6 +28,8 @@ __all__ = [
     "work_claim",
 ]
 
+STAGES: tuple[Stage, ...] = ("prepare", "train", "export")
+"""In their order."""
 LABEL_QUEUE = "kueue.x-k8s.io/queue-name"
 """Kueue's: it holds a Kubernetes Job that has it by `spec.suspend` until its turn comes."""
 LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
@@ -69,8 +71,8 @@ def network_policy(job: str, stage: Stage) -> str:
 
 
 def stage_job(job: str, stage: Stage, attempt: int) -> str:
-    """Kubernetes Job of a stage; only training has attempts."""
-    return f"{job}-train-{attempt}" if stage == "train" else f"{job}-{stage}"
+    """Kubernetes Job of a stage; the others than training are rarely run more than once."""
+    return f"{job}-{stage}-{attempt}" if attempt or stage == "train" else f"{job}-{stage}"
 
 
 def master_host(job: str, attempt: int) -> str:

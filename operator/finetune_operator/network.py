@@ -26,7 +26,6 @@ from finetune_operator.settings import Settings
 
 Json = dict[str, Any]
 
-STAGES: tuple[Stage, ...] = ("prepare", "train", "export")
 HTTP_PORTS = (80, 443)
 DNS_PORTS = (53, 5353)
 """5353 is where OpenShift's DNS pods listen; policies see the pod's port, not the Service's."""

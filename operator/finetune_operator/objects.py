@@ -185,14 +185,14 @@ def _template_metadata(plan: Plan, stage: Stage, mine: dict[str, str]) -> Manife
     return {"labels": mine, **given}
 
 
-def preparing_objects(plan: Plan, settings: Settings) -> tuple[Manifest, ...]:
+def preparing_objects(plan: Plan, attempt: int, settings: Settings) -> tuple[Manifest, ...]:
     """Everything that prepare needs beside the ConfigMap, in order."""
     claim = () if plan.snapshot.profile.storage.work_claim else (work_claim(plan),)
     return (
         *claim,
         *network_policies(plan, settings),
         *tracking_policy(plan),
-        stage_job(plan, "prepare", 0, settings),
+        stage_job(plan, "prepare", attempt, settings),
     )
 
 

@@ -37,6 +37,8 @@ from finetune_operator.restarts import Enough, add, entry, judge
 from finetune_operator.waiting import why
 
 NO_WISHES = Wishes()
+MOST_REPEATS = 2
+"""Of prepare or export, where nobody has seen how it ended."""
 
 
 def decide(
@@ -116,6 +118,8 @@ def _go_on(
             return Start(stage="prepare"), Evidence()
         if prepare.state == "Active":
             return _watch(prepare, old), Evidence()
+        if _ended_unseen(prepare):
+            return Start(stage="prepare", attempt=prepare.attempt + 1), Evidence()
         if prepare.state == "Failed" or (facts is None and fetched is None):
             return Fail(failure=explain(prepare, now, plan.run.num_proc_per_node)), Evidence()
     found = Evidence(prepare=facts, fetched=fetched)
@@ -136,10 +140,18 @@ def _go_on(
         return Start(stage="export"), found
     if export.state == "Active":
         return _watch(export, old), found
+    if _ended_unseen(export):
+        return Start(stage="export", attempt=export.attempt + 1), found
     result = _outcome(export).export
     if export.state == "Failed" or result is None:
         return Fail(failure=explain(export, now, plan.run.num_proc_per_node)), found
     return Succeed(facts=result), found
+
+
+def _ended_unseen(stage: StageFacts) -> bool:
+    """Whether a stage of one pod has ended and left nobody to ask: a drain, say, has removed the
+    pod while no operator looked. It comes to the same when it is run again."""
+    return stage.state != "Active" and not stage.pods and stage.attempt < MOST_REPEATS
 
 
 def _training(plan: Plan, old: FineTuneJobStatus, train: StageFacts, now: str) -> Decision:

@@ -206,7 +206,8 @@ def _suspend(job: Job, decision: Decision, observed: Observed) -> dict[str, bool
     stage = under_way(job.status)
     if isinstance(decision, Fail) and observed.stage(stage) is None:
         # It is gone, or the list is old: nobody looks again at a job that is over.
-        return {names.stage_job(job.name, stage, job.status.attempt or 0): True}
+        attempt = (job.status.attempt or 0) if stage == "train" else 0
+        return {names.stage_job(job.name, stage, attempt): True}
     return {}
 
 
@@ -259,10 +260,10 @@ def _objects(
         return ()
     if decision.stage == "prepare":
         config = () if observed.snapshot else (objects.run_config_map(plan, world.ca_cert),)
-        return (*config, *objects.preparing_objects(plan, world.settings))
+        return (*config, *objects.preparing_objects(plan, decision.attempt, world.settings))
     if decision.stage == "train":
         return objects.training_objects(plan, decision.attempt, world.settings)
-    return (objects.stage_job(plan, "export", 0, world.settings),)
+    return (objects.stage_job(plan, "export", decision.attempt, world.settings),)
 
 
 def _last_progress(

@@ -36,7 +36,7 @@ from finetune_operator.decisions import (
     Wait,
     Watch,
 )
-from finetune_operator.names import Stage
+from finetune_operator.names import STAGES
 from finetune_operator.nodes import excluded
 from finetune_operator.observe import Observed, seconds
 from finetune_operator.plan import Plan
@@ -52,11 +52,11 @@ STARTED = {
     "train": "the workers are being started",
     "export": "the result is being written and checked",
 }
+AGAIN = "{0} is run again: nobody has seen how it ended, and its pod is gone"
 STALLED = (
     "the workers do not get on and are left alone (spec.hangPolicy.action is Report); where they "
     "stand is in the log of rank 0 and in stacks of the work directory"
 )
-STAGES: tuple[Stage, ...] = ("prepare", "train", "export")
 
 
 def reduce(
@@ -134,6 +134,8 @@ def _phase(old: FineTuneJobStatus, decision: Decision) -> tuple[Phase, str]:
             return "Pending", refused.message
         case Begin():
             return "Preparing", STARTED["prepare"]
+        case Start(stage=stage, attempt=attempt) if attempt and stage != "train":
+            return PHASE_OF_STAGE[stage], AGAIN.format(stage)
         case Start(stage=stage):
             return PHASE_OF_STAGE[stage], STARTED[stage]
         case Watch(facts=facts, running=running, why=why):

@@ -139,7 +139,7 @@ def make(kube: Kube, plan: Plan) -> None:
     """Everything that the operator would make for a job, in a dry run."""
     made = [
         objects.run_config_map(plan, "CA"),
-        *objects.preparing_objects(plan, builders.SETTINGS),
+        *objects.preparing_objects(plan, 0, builders.SETTINGS),
         *objects.training_objects(plan, 0, builders.SETTINGS),
         objects.stage_job(plan, "export", 0, builders.SETTINGS),
     ]

@@ -68,7 +68,7 @@ def start(kube: Kube, tmp_path: Path, namespace: str) -> Iterator[Start]:
             operator.stop(signal.SIGKILL)
 
 
-def apply(kube: Kube, namespace: str, name: str = "docs") -> None:
+def apply(kube: Kube, namespace: str, name: str = "docs", **spec: Any) -> None:
     body = {
         "apiVersion": "finetune-operator.io/v1alpha1",
         "kind": "FineTuneJob",
@@ -76,6 +76,7 @@ def apply(kube: Kube, namespace: str, name: str = "docs") -> None:
         "spec": {
             "model": {"uri": "hf://HuggingFaceTB/SmolLM2-135M-Instruct"},
             "dataset": {"uri": "pvc://team-data/docs.jsonl"},
+            **spec,
         },
     }
     kube.create(f"{GROUP}/namespaces/{namespace}/finetunejobs", body)
@@ -135,6 +136,35 @@ def test_a_deletion_that_a_watch_missed_is_found_when_it_lists_anew(
     eventually("the new job to be seen", lambda: phase(kube, namespace, "another"))
     proxy.events = None
     eventually(shown, lambda: operator.metrics().get(series) == held(operator)["statuses"] == 1)
+
+
+def test_who_failed_first_is_told_though_its_pod_is_gone_before_anybody_looks(
+    kube: Kube, server: Path, namespace: str, start: Start
+) -> None:
+    """The Job controller removes peers of a pod that failed, those that have just failed, too."""
+    operator = start(server)
+    apply(kube, namespace, workers={"numNodes": 2})
+    play_stage(kube, namespace, "docs-prepare", "prepare")
+    both: list[Json] = eventually(
+        "both workers", lambda: len(p := kube.pods(namespace, "docs-train-0")) == 2 and p
+    )
+    for worker in both:
+        kube.run(worker)
+    eventually("the job to run", lambda: phase(kube, namespace) == "Running")
+    with no_controllers(server):
+        peer = builders.failure("PeerLost", "a peer is gone", time.time(), rank=0)
+        first = builders.failure("Hang", "rank 1 stands still", time.time() + 1, rank=1)
+        kube.end(both[0], 205, peer.to_message())
+        kube.end(both[1], 204, first.to_message())
+        eventually("a look at both", lambda: held(operator)["ended"] == 2)
+        path = f"/api/v1/namespaces/{namespace}/pods/{both[1]['metadata']['name']}"
+        kube.patch(path, {"metadata": {"finalizers": None}})
+        kube.delete(f"{path}?gracePeriodSeconds=0")
+        eventually("the pod to be gone", lambda: kube.get(path) is None)
+    eventually("the end of the attempt", lambda: phase(kube, namespace) == "Restarting", 60)
+    failure = kube.job(namespace, "docs")["status"]["lastFailure"]
+    found = (failure["class"], failure["rank"], failure["message"], failure["exitCode"])
+    assert found == ("Hang", 1, "rank 1 stands still", 204)
 
 
 def test_rounds_find_what_no_watch_tells(
@@ -319,7 +349,7 @@ def test_a_restart_among_running_jobs_writes_nothing_and_their_deletion_leaves_n
     )
 
 
-NOTHING_HELD = {"queue": 0, "statuses": 0, "tokens": 0}
+NOTHING_HELD = {"ended": 0, "queue": 0, "statuses": 0, "tokens": 0, "told": 0}
 
 
 def held(operator: Operator) -> dict[str, float]:

@@ -11,8 +11,7 @@ import pytest
 
 from finetune_api.snapshot import Snapshot, make_snapshot
 from finetune_api.v1alpha1 import FineTuneJobSpec
-from finetune_operator import network
-from finetune_operator.names import network_policy
+from finetune_operator import names, network
 from finetune_operator.plan import make_plan
 from finetune_operator.settings import Settings
 
@@ -184,5 +183,5 @@ def test_export_reaches_nothing_and_nobody_reaches_a_cpu_stage() -> None:
 def test_the_policies_of_two_jobs_never_have_the_same_name() -> None:
     """A job may be called like another one with a stage behind it."""
     jobs = ("a", "a-prepare", "a-train", "a-train-prepare", "a-export")
-    made = [network_policy(job, stage) for job in jobs for stage in network.STAGES]
+    made = [names.network_policy(job, stage) for job in jobs for stage in names.STAGES]
     assert len(set(made)) == len(made)

@@ -13,7 +13,7 @@ import pytest
 from finetune_api.snapshot import Snapshot, make_snapshot
 from finetune_api.status import Resolved
 from finetune_api.v1alpha1 import FineTuneJobSpec
-from finetune_operator import network, objects
+from finetune_operator import names, objects
 from finetune_operator.plan import Plan, make_plan
 from finetune_operator.sizing import resize
 
@@ -126,7 +126,7 @@ def test_the_manifests_of_a_job_are_as_written(name: str, golden: Golden) -> Non
     plan = plan_of(name)
     manifests = [
         objects.run_config_map(plan, "CA"),
-        *objects.preparing_objects(plan, builders.SETTINGS),
+        *objects.preparing_objects(plan, 0, builders.SETTINGS),
         *objects.training_objects(plan, 0, builders.SETTINGS),
         objects.stage_job(plan, "export", 0, builders.SETTINGS),
     ]
@@ -151,7 +151,7 @@ def test_the_manifests_of_an_attempt_at_another_size_that_keeps_off_nodes(golden
 @pytest.mark.parametrize("name", CASES)
 def test_every_object_belongs_to_the_job_and_says_so(name: str) -> None:
     plan = plan_of(name)
-    for manifest in objects.preparing_objects(plan, builders.SETTINGS):
+    for manifest in objects.preparing_objects(plan, 0, builders.SETTINGS):
         metadata = manifest["metadata"]
         assert metadata["ownerReferences"][0]["uid"] == builders.UID
         assert metadata["labels"]["finetune-operator.io/job"] == "docs"
@@ -162,7 +162,7 @@ def test_a_cluster_that_assigns_users_finds_none_in_the_pods_and_all_else_as_res
 ):
     settings = replace(builders.SETTINGS, trainer_user=None)
     plan = plan_of("five-lines")
-    for stage in network.STAGES:
+    for stage in names.STAGES:
         spec = objects.stage_job(plan, stage, 0, settings)["spec"]["template"]["spec"]
         assert spec["securityContext"] == {
             "runAsNonRoot": True,

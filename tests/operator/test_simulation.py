@@ -129,6 +129,44 @@ def test_a_stage_that_is_done_is_not_run_again_when_its_job_vanishes() -> None:
     assert cluster.status.phase == "Starting"
 
 
+def end_unseen(cluster: SimulatedCluster, job: str) -> None:
+    """A pod of a stage does its work and is drained away, while no operator looks."""
+    cluster.finish(job, builders.OUTCOMES["export" if "export" in job else "prepare"])
+    cluster.pods = [p for p in cluster.pods if not p["metadata"]["name"].startswith(f"{job}-")]
+    cluster.settle()
+
+
+def test_prepare_is_run_again_when_nobody_has_seen_how_it_ended() -> None:
+    cluster = SimulatedCluster(builders.job_body(), builders.world())
+    cluster.settle()
+    end_unseen(cluster, "docs-prepare")
+    assert cluster.events[1:] == [
+        "Warning RunAgain: prepare is run again: nobody has seen how it ended, and its pod is gone"
+    ]
+    assert cluster.status.phase == "Preparing"
+    cluster.finish("docs-prepare-1", builders.OUTCOMES["prepare"])
+    cluster.settle()
+    assert (cluster.status.phase, cluster.status.attempt) == ("Starting", 0)
+
+
+def test_export_is_run_again_twice_and_then_fails_with_what_is_known() -> None:
+    cluster = SimulatedCluster(builders.job_body(), builders.world())
+    cluster.settle()
+    for job, stage in STAGES[:-1]:
+        cluster.run(job)
+        cluster.finish(job, builders.OUTCOMES[stage])
+        cluster.settle()
+    for job in ("docs-export", "docs-export-1"):
+        end_unseen(cluster, job)
+        assert cluster.status.phase == "Exporting"
+    end_unseen(cluster, "docs-export-2")
+    assert (cluster.status.phase, cluster.status.message) == (
+        "Failed",
+        "the export pods ended without an error but left no proof of their work; the trainer "
+        "image does not match this operator, or the pods were removed at once",
+    )
+
+
 def test_what_prepare_decides_and_expects_is_in_the_status_and_stays_there() -> None:
     decided = {
         "zero_stage": 3,
