@@ -43,8 +43,9 @@ EVERY = 5.0
 EVALUATION = 20
 """Every so many reports one tells of an evaluation: two transitions."""
 SCRAPES = 5
-WARM_SECONDS = 30.0
-"""For all tokens to be reviewed, and the first reports written."""
+WARM_SECONDS = 300.0
+"""At most, for all to be connected, their tokens reviewed, and the first reports written: 1,000 at
+once are another load than that which is measured."""
 Json = dict[str, Any]
 
 
@@ -101,26 +102,29 @@ class Senders:
         self.codes: Counter[str] = Counter()
         self.transitions: dict[str, list[str]] = {}
         self.slowest = 0.0
+        """Of the reports since all are connected."""
+        self._first = 0
 
-    async def run(self, seconds: float) -> None:
-        """Report for so long."""
+    async def run(self, stop: Any, connected: Any) -> None:
+        """Report until `stop` is set; `connected` is set when each job's first report was taken."""
         context = ssl.create_default_context(cafile=self._ca)
         connector = aiohttp.TCPConnector(ssl=context, limit=0, force_close=not self._keep)
         if self._keep:
             connector = aiohttp.TCPConnector(ssl=context, limit=0, keepalive_timeout=60)
         async with aiohttp.ClientSession(connector=connector) as session:
             await asyncio.gather(
-                *(self._job(session, n, seconds) for n in range(len(self._tokens)))
+                *(self._job(session, n, stop, connected) for n in range(len(self._tokens)))
             )
 
-    async def _job(self, session: aiohttp.ClientSession, number: int, seconds: float) -> None:
-        start = time.monotonic()
+    async def _job(
+        self, session: aiohttp.ClientSession, number: int, stop: Any, connected: Any
+    ) -> None:
         await asyncio.sleep(EVERY * number / len(self._tokens))
         name, sent, before = f"job-{number}", 0, "Training"
         url = f"https://127.0.0.1:{self._port}{status_path('default', name)}"
         headers = {"Authorization": f"Bearer {self._tokens[number]}"}
         told = self.transitions.setdefault(name, [])
-        while time.monotonic() - start < seconds:
+        while not stop.is_set():
             body, began = report(sent), time.monotonic()
             try:
                 async with session.post(url, json=body, headers=headers) as answer:
@@ -129,20 +133,26 @@ class Senders:
             except (aiohttp.ClientError, TimeoutError) as error:
                 code = type(error).__name__
             self.codes[code] += 1
-            self.slowest = max(self.slowest, time.monotonic() - began)
+            if connected.is_set():
+                self.slowest = max(self.slowest, time.monotonic() - began)
             activity = body["trainerStatus"]["metrics"][-1]["value"]
             if code == "200":
                 if activity != before:
                     told.append(activity)
                 before = activity
                 sent += 1
+                self._first += sent == 1
+                if self._first == len(self._tokens):
+                    connected.set()
             await asyncio.sleep(max(0.0, EVERY - (time.monotonic() - began)))
 
 
-def send(port: int, ca: str, found: list[str], keep: bool, seconds: float, answer: Any) -> None:
+def send(
+    port: int, ca: str, found: list[str], keep: bool, stop: Any, connected: Any, answer: Any
+) -> None:
     """In a process of its own: what the senders cost is not the operator's."""
     senders = Senders(port, ca, found, keep)
-    asyncio.run(senders.run(seconds))
+    asyncio.run(senders.run(stop, connected))
     answer.send((dict(senders.codes), senders.transitions, senders.slowest))
 
 
@@ -180,21 +190,25 @@ def measure(kubeconfig: Path, operator: Operator, jobs: int, seconds: float, kee
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     seen, watcher = context.Pipe()
-    stop = context.Event()
+    stop, enough, connected = context.Event(), context.Event(), context.Event()
     looking = context.Process(target=watch, args=(kubeconfig, stop, watcher))
     looking.start()
     assert seen.recv() == "ready"
-    arguments = (operator.progress_port, str(operator.ca), found, keep, WARM_SECONDS + seconds)
-    sending = context.Process(target=send, args=(*arguments, theirs))
+    arguments = (operator.progress_port, str(operator.ca), found, keep, enough, connected)
+    sending, began = context.Process(target=send, args=(*arguments, theirs)), time.monotonic()
     sending.start()
-    time.sleep(WARM_SECONDS)  # what is measured is a length of time
+    assert connected.wait(WARM_SECONDS), "not all jobs could report"
+    idle = "no pass to be due"
+    eventually(idle, lambda: not operator.metrics()["finetune_operator_queue_depth"], WARM_SECONDS)
+    warm = time.monotonic() - began
     audit = AuditLog(kubeconfig, "finetune-operator/")
     cpu, began = cpu_seconds(operator.pid), time.monotonic()
-    time.sleep(seconds / 2)
+    time.sleep(seconds / 2)  # what is measured is a length of time
     scraped = scrape(operator)
-    time.sleep(max(0.0, seconds - (time.monotonic() - began) - EVERY))
+    time.sleep(max(0.0, seconds - (time.monotonic() - began)))
     used, passed = cpu_seconds(operator.pid) - cpu, time.monotonic() - began
     reads, writes = dict(Counter(audit.reads())), audit.writes()
+    enough.set()
     codes, told, slowest = ours.recv()
     sending.join()
     time.sleep(EVERY)  # for the last events of the watch
@@ -204,10 +218,11 @@ def measure(kubeconfig: Path, operator: Operator, jobs: int, seconds: float, kee
     lost = sum(len(told[name]) - common(told[name], written.get(name, [])) for name in told)
     changes = sum(len(activities) for activities in told.values())
     status_writes = sum("finetunejobs" in str(write) for write in writes)
-    beside = changes * passed / (WARM_SECONDS + seconds)
+    beside = changes * passed / (warm + passed)
     return {
         "jobs": jobs,
         "seconds": round(passed, 1),
+        "warm_up_seconds": round(warm, 1),
         "connections": "kept" if keep else "one for each report",
         "operator_core_fraction": round(used / passed, 3),
         "reports": codes,

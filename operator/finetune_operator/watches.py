@@ -22,6 +22,9 @@ ACCEPT_LIST = METADATA.format("PartialObjectMetadataList")
 ACCEPT_WATCH = METADATA.format("PartialObjectMetadata")
 """Events are keys to us, so lists and watches carry metadata alone: a tenth of a pod. To a watch
 that asks for the kind of a list the API server answers with 200, and then with nothing."""
+ACCEPT_WHOLE = "application/json"
+WHOLE = "/finetunejobs"
+"""Of these a watch tells all: whether an event needs a pass is in the status (`told`)."""
 
 
 class Watches:
@@ -115,9 +118,11 @@ class Watches:
         async def metadata_alone(
             request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType
         ) -> aiohttp.ClientResponse:
-            query = request.url.query
-            if is_of_a_watch(query):
-                request.headers["Accept"] = ACCEPT_WATCH if "watch" in query else ACCEPT_LIST
+            if is_of_a_watch(request.url.query):
+                watches_it = "watch" in request.url.query
+                whole = watches_it and request.url.path.endswith(WHOLE)
+                of_metadata = ACCEPT_WATCH if watches_it else ACCEPT_LIST
+                request.headers["Accept"] = ACCEPT_WHOLE if whole else of_metadata
             return await send(request)
 
         trace = aiohttp.TraceConfig()

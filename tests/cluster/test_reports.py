@@ -11,6 +11,7 @@ from typing import Any
 
 import builders
 import pytest
+from audit import AuditLog
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
@@ -74,6 +75,42 @@ def test_an_expired_token_is_refused(
     assert reporter.post(report(2, 2), token=over) == INVALID
     still = signed_anew(token, kubeconfig.parent, exp=int(time.time()) + 60)
     assert reporter.post(report(2, 2), token=still) == (200, "")
+
+
+def test_a_report_that_another_replica_took_costs_no_pass_and_is_shown(
+    kube: Kube, kubeconfig: Path, operator: Operator, namespace: str, workers: list[Json]
+) -> None:
+    def write(step: int) -> None:
+        """As a replica that does not lead does it."""
+        known = {"attempt": 0, "activity": "Evaluating" if step % 2 else "Training"}
+        moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        numbers = {"step": step, "totalSteps": 40, "percent": step, "lastUpdateTime": moment}
+        path = f"{GROUP}/namespaces/{namespace}/finetunejobs/docs/status"
+        body = {
+            "apiVersion": "finetune-operator.io/v1alpha1",
+            "kind": "FineTuneJob",
+            "metadata": {"name": "docs", "namespace": namespace},
+            "status": {"progress": known | numbers},
+        }
+        query = "?fieldManager=finetune-operator-progress&force=true"
+        code, answer = kube.call("PATCH", path + query, body, "application/apply-patch+yaml")
+        assert code == 200, answer
+        series = f'finetune_job_step{{job="docs",namespace="{namespace}"}}'
+        eventually(f"step {step} to be shown", lambda: operator.metrics().get(series) == step)
+
+    write(1)
+    heard = f"that docs of {namespace} reports to be said"
+    eventually(heard, lambda: is_true(kube.job(namespace, "docs"), "ProgressReported"))
+    asked = AuditLog(kubeconfig, "finetune-operator/")
+    for step in range(2, 12):
+        write(step)
+    targets = [entry.get("objectRef") or {} for entry in asked.requests()]
+    passes = [t for t in targets if t.get("namespace") == namespace and t.get("name") == "docs"]
+    assert len(passes) <= 2  # of what came before
+
+
+def is_true(job: Json, type_: str) -> bool:
+    return any(c["type"] == type_ and c["status"] == "True" for c in job["status"]["conditions"])
 
 
 def signed_anew(token: str, directory: Path, **claims: Any) -> str:

@@ -81,7 +81,7 @@ class FakeApiServer:
             return web.json_response({"resources": [resource(p) for p in RESOURCES[path]]})
         accepted = request.headers["Accept"]
         if "watch" in request.query:
-            assert accepted == ACCEPT_WATCH
+            assert accepted == ("application/json" if path == JOBS else ACCEPT_WATCH)
             return await self._watch(request)
         assert accepted == ACCEPT_LIST
         self.lists.append(path)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from os import SEEK_END
 from pathlib import Path
 from typing import Any
 
 Json = dict[str, Any]
+LONGEST = 2**20
+"""Bytes of a line."""
 WRITES = ("create", "update", "patch", "delete", "deletecollection")
 NO_CHANGE = ("tokenreviews", "leases")
 
@@ -23,8 +26,12 @@ class AuditLog:
             self.forget()
 
     def forget(self) -> None:
-        """Count from here."""
-        self._start = self._path.stat().st_size
+        """Count from here: from the end of the last line, as another may be half written."""
+        with self._path.open("rb") as file:
+            size = file.seek(0, SEEK_END)
+            file.seek(max(0, size - LONGEST))
+            rest = file.read(LONGEST).rpartition(b"\n")[2]
+            self._start = file.tell() - len(rest)
 
     def requests(self) -> list[Json]:
         """Entries of the log."""
