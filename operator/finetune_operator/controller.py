@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -103,6 +103,7 @@ class Controller:
         job = parse_job(body)
         logs.of_attempt(job.status.attempt)
         self.metrics.see(key, job.status, job.version)
+        self.told.note(key, body)
         if is_over(job):  # the children do not matter: saves four reads
             self.ended.forget(key)
             return await self._clean_up(job)
@@ -217,6 +218,12 @@ class Controller:
             return False
         found = parse_job(body)
         return found.uid == job.uid and found.status.model_copy(update={"progress": None}) == status
+
+    def keep_only(self, keys: Collection[Key]) -> None:
+        """All other jobs are gone, whether or not a watch has told it."""
+        self.metrics.keep_only(keys)
+        self.told.keep_only(keys)
+        self.ended.keep_only(keys)
 
     def hear_job(self, body: Mapping[str, Any]) -> None:
         """A job has changed and needs no pass: a replica that does not lead has taken a report."""

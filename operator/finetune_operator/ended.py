@@ -9,7 +9,7 @@ operator that did not look in between has only the lists.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from finetune_operator import names
@@ -52,6 +52,10 @@ class Ended:
         kept = {pod["metadata"]["uid"]: pod for pod in ended if _attempt(pod) == newest}
         self._jobs[key] = uid, kept
         return [*listed, *gone]
+
+    def keep_only(self, keys: Collection[Key]) -> None:
+        """All other jobs are gone."""
+        self._jobs = {key: found for key, found in self._jobs.items() if key in keys}
 
     def forget(self, key: Key) -> None:
         """The job is over, or gone."""

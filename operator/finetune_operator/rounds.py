@@ -79,7 +79,7 @@ class Rounds:
         jobs, pods = await controller.cluster.all_children(namespaces, trim)
         world = await controller.world()
         of_job, of_pod = _by_owner(jobs.items), _by_owner(pods.items)
-        controller.metrics.keep_only(_key(body) for body in bodies.items)
+        controller.keep_only({_key(body) for body in bodies.items})
         todo = iter(bodies.items)
         async with asyncio.TaskGroup() as tasks:
             for _ in range(READERS):
@@ -114,6 +114,7 @@ class Rounds:
             return
         job = parse_job(body)
         controller.metrics.see(key, job.status, job.version)
+        controller.told.note(key, body)
         if is_over(job):
             done = finished_step(job, now())
         else:

@@ -11,7 +11,7 @@ is compared, not who wrote it.)
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 Key = tuple[str, str]
@@ -27,7 +27,7 @@ USAGE = ("unit", "price", "attempt", "holding")
 
 
 class Told:
-    """The last event about each job, as a number."""
+    """What was last seen of each job, as a number."""
 
     def __init__(self) -> None:
         self._seen: dict[Key, int] = {}
@@ -39,15 +39,28 @@ class Told:
         """The job is gone."""
         self._seen.pop(key, None)
 
+    def keep_only(self, keys: Collection[Key]) -> None:
+        """All other jobs are gone."""
+        self._seen = {key: found for key, found in self._seen.items() if key in keys}
+
+    def note(self, key: Key, body: Mapping[str, Any]) -> None:
+        """A pass or a round has looked at this: an event that tells the same needs no other."""
+        self._seen[key] = _number(body)
+
     def news(self, key: Key, event: str | None, body: Mapping[str, Any]) -> bool:
-        """Whether a pass may decide otherwise after this event than after the one before."""
+        """Whether a pass may decide otherwise after this event than after what was seen before."""
+        if event is None:  # of a list, which carries metadata alone
+            return True
         if event == "DELETED":
             self.forget(key)
             return True
-        found = hash(json.dumps(_told(body), sort_keys=True, default=str))
-        before = self._seen.get(key)
+        found, before = _number(body), self._seen.get(key)
         self._seen[key] = found
-        return event is None or before != found or not _is_heard(body)
+        return before != found or not _is_heard(body)
+
+
+def _number(body: Mapping[str, Any]) -> int:
+    return hash(json.dumps(_told(body), sort_keys=True, default=str))
 
 
 def _told(body: Mapping[str, Any]) -> list[Any]:

@@ -86,9 +86,18 @@ def test_a_report_is_news_where_none_was_heard() -> None:
     assert [told.news(KEY, "MODIFIED", silent) for _ in range(2)] == [True, True]
 
 
-def test_what_is_part_of_a_list_is_news() -> None:
+def test_what_is_part_of_a_list_is_news_and_tells_nothing_of_the_status() -> None:
     told = Told()
-    assert [told.news(KEY, None, BODY) for _ in range(2)] == [True, True]
+    told.note(KEY, BODY)
+    assert [told.news(KEY, None, BODY | {"status": {}}) for _ in range(2)] == [True, True]
+    assert not told.news(KEY, "MODIFIED", BODY)
+
+
+def test_what_a_pass_has_looked_at_is_no_news() -> None:
+    told = Told()
+    told.note(KEY, BODY)
+    assert not told.news(KEY, "MODIFIED", changed("status", "progress", "step", value=11))
+    assert told.news(KEY, "MODIFIED", changed("metadata", "generation", value=2))
 
 
 def test_a_deleted_job_is_news_and_forgotten() -> None:
