@@ -256,7 +256,7 @@ def test_the_pod_keeps_to_the_restricted_pod_security_standard(defaults: list[Ma
 def test_the_pod_asks_for_little(defaults: list[Manifest]) -> None:
     assert operator_container(defaults)["resources"] == {
         "requests": {"cpu": "50m", "memory": "128Mi"},
-        "limits": {"memory": "256Mi"},
+        "limits": {"memory": "512Mi"},
     }
 
 

@@ -319,6 +319,8 @@ def test_a_restart_among_running_jobs_writes_nothing_and_their_deletion_leaves_n
     kube: Kube, server: Path, namespace: str, start: Start
 ) -> None:
     count = 50
+    account = f"/api/v1/namespaces/{namespace}/serviceaccounts/default"
+    eventually("what every pod needs, and a controller makes", lambda: kube.get(account))
     with no_controllers(server):
         make_running_jobs(server, namespace, count)
         asked = AuditLog(server, "finetune-operator/")
