@@ -109,9 +109,9 @@ lock: ## Pin requirements/*.in into hashed requirements/*.txt
 # What the trainer's image installs, by the names of requirements/: build is used, but not in it.
 IN_TRAINER = $(filter-out build,$(sort $(basename $(notdir $(shell grep -oh 'requirements/[a-z]*\.txt' trainer_image/Dockerfile)))))
 .PHONY: audit
-audit: ## Known holes and licences of all that is pinned; asks PyPI (BASE=commit: what has changed since)
+audit: ## Known holes and licences of all that is pinned; asks PyPI (ADVISORIES=directory: a copy of pypa/advisory-database; BASE=commit: what has changed since)
 	@$(DEV); $(TRAINER); A=$$(scripts/venv audit); D=$$(echo $$V/lib/python3*/site-packages); \
-	$$V/bin/python scripts/dependency_audit.py --pip-audit $$A/bin/pip-audit $(if $(BASE),--base $(BASE)) --installed \
+	$$V/bin/python scripts/dependency_audit.py --pip-audit $$A/bin/pip-audit $(if $(BASE),--base $(BASE)) $(if $(ADVISORIES),--advisories $(ADVISORIES)) --installed \
 	  operator=$$D cli=$$D $(addsuffix =$$(echo $$T/lib/python3*/site-packages),$(IN_TRAINER))
 .PHONY: sbom
 sbom: ## What both images' requirements are made of, as CycloneDX with hashes: build/sbom/

@@ -1,7 +1,8 @@
 """`make audit`: known holes, licences, and what has changed, of everything that is pinned.
 
-The licences are read from the metadata of what is installed; known holes are asked of PyPI, and
-what could not be asked about is a failure, never a pass. What is accepted, and why, is in
+The licences are read from the metadata of what is installed; known holes are asked of PyPI, or
+looked up in a copy of the PyPA's advisory database, and what could not be asked about, or an old
+copy, is a failure, never a pass. What is accepted, and why, is in
 requirements/accepted.toml; an entry that nothing needs any more is a failure, too.
 """
 
@@ -16,11 +17,17 @@ import sys
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
+import yaml
+from packaging.version import Version
+
 ROOT = Path(__file__).parents[1]
 REQUIREMENTS = ROOT / "requirements"
+FRESH_DAYS = 30
+"""For which a copy of the database is believed."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +142,65 @@ def ask(pip_audit: Path, name: str) -> Any:
         raise SystemExit(f"pip-audit of {file.name} failed:\n{done.stderr[-2000:]}") from None
 
 
+def look_up(database: Path, name: str) -> Any:
+    """The report that pip-audit would make of one requirements file, by a copy of the database."""
+    pins = pinned((REQUIREMENTS / f"{name}.txt").read_text())
+    found = [
+        {"name": package, "version": version, "vulns": holes(database, package, version)}
+        for package, version in pins.items()
+    ]
+    return {"dependencies": found}
+
+
+def holes(database: Path, package: str, version: str) -> list[dict[str, Any]]:
+    """Those of a version, from entries in the form of OSV: `vulns/PACKAGE/*.yaml`."""
+    found = []
+    for path in sorted((database / "vulns" / package).glob("*.yaml")):
+        entry = yaml.safe_load(path.read_text())
+        met = [a for a in entry["affected"] if is_affected(version, a)]
+        if met and "withdrawn" not in entry:
+            events = [e for a in met for r in _ranges(a) for e in r["events"]]
+            fixes = [e["fixed"] for e in events if "fixed" in e]
+            hole = {"id": entry["id"], "aliases": entry.get("aliases", []), "fix_versions": fixes}
+            found.append(hole)
+    return found
+
+
+def is_affected(version: str, affected: Mapping[str, Any]) -> bool:
+    """Whether an entry's list of versions has this one, or one of its ranges."""
+    if version in affected.get("versions", []):
+        return True
+    here = Version(version)
+    for found in _ranges(affected):
+        inside = False
+        for event in found["events"]:
+            if "introduced" in event:
+                inside = inside or here >= Version(event["introduced"])
+            elif "fixed" in event:
+                inside = inside and here < Version(event["fixed"])
+            elif "last_affected" in event:
+                inside = inside and here <= Version(event["last_affected"])
+        if inside:
+            return True
+    return False
+
+
+def _ranges(affected: Mapping[str, Any]) -> list[Any]:
+    return [r for r in affected.get("ranges", []) if r["type"] == "ECOSYSTEM"]
+
+
+def age(database: Path, today: date) -> tuple[date, int]:
+    """The last change of any entry, and how many days ago it was."""
+    texts = (path.read_text() for path in (database / "vulns").rglob("*.yaml"))
+    days = [
+        day for text in texts for day in re.findall(r"(?m)^modified: .?(\d{4}-\d\d-\d\d)", text)
+    ]
+    if not days:
+        raise SystemExit(f"{database}: no vulns/*/*.yaml, which the advisory database has")
+    last = date.fromisoformat(max(days))
+    return last, (today - last).days
+
+
 def changes(base: str) -> list[str]:
     """What is pinned otherwise than at a commit, for people to review."""
     lines = []
@@ -153,6 +219,7 @@ def main() -> int:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pip-audit", type=Path, required=True)
+    parser.add_argument("--advisories", type=Path, help="a copy of the database: PyPI is not asked")
     parser.add_argument("--installed", nargs="+", metavar="NAME=SITE-PACKAGES", default=[])
     parser.add_argument("--base", help="a commit: say what has changed since")
     options = parser.parse_args()
@@ -164,8 +231,17 @@ def main() -> int:
     problems = wrong_licences(licences, accepted)
     print(f"licences: {len(licences)} packages, {len(problems)} problems")
     met: set[str] = set()
+    if options.advisories:
+        last, days = age(options.advisories, date.today())
+        print(f"known holes: as of {last}")
+        if days > FRESH_DAYS:
+            problems.append(f"{options.advisories}: {days} days old; what came since is not known")
     for path in sorted(REQUIREMENTS.glob("*.txt")):
-        report = ask(options.pip_audit, path.stem)
+        report = (
+            look_up(options.advisories, path.stem)
+            if options.advisories
+            else ask(options.pip_audit, path.stem)
+        )
         skipped = sum("skip_reason" in package for package in report["dependencies"])
         total = len(report["dependencies"])
         print(f"known holes: {path.name}: asked about {total - skipped} of {total} packages")

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import sysconfig
+from datetime import date
 from pathlib import Path
 
 import dependency_audit as audit
@@ -110,6 +111,65 @@ def test_a_service_that_does_not_answer_is_no_pass(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
     assert "the vulnerability service answers for no package here" in done.stderr
+
+
+ENTRY = """
+id: PYSEC-2024-1
+modified: {modified}T10:00:00Z
+aliases: [CVE-2024-1]
+{more}
+affected:
+- package: {{name: aiohttp, ecosystem: PyPI}}
+  ranges:
+  - type: GIT
+    events: [{{introduced: "0"}}]
+  - type: ECOSYSTEM
+    events:
+    - introduced: "3.0"
+    - fixed: 3.9.2
+    - introduced: 3.10.0
+    - last_affected: 3.10.5
+  versions: ["2.5"]
+"""
+
+
+def database(directory: Path, modified: str = "2026-11-01", more: str = "") -> Path:
+    """A copy of the PyPA's database with one entry."""
+    (directory / "vulns" / "aiohttp").mkdir(parents=True)
+    text = ENTRY.format(modified=modified, more=more)
+    (directory / "vulns" / "aiohttp" / "PYSEC-2024-1.yaml").write_text(text)
+    return directory
+
+
+@pytest.mark.parametrize("version", ["2.5", "3.0", "3.9.1", "3.10", "3.10.5"])
+def test_a_version_in_an_entry_of_the_database_has_its_hole(tmp_path: Path, version: str) -> None:
+    assert audit.holes(database(tmp_path), "aiohttp", version) == [
+        {"id": "PYSEC-2024-1", "aliases": ["CVE-2024-1"], "fix_versions": ["3.9.2"]}
+    ]
+
+
+@pytest.mark.parametrize("version", ["2.4", "3.0rc1", "3.9.2", "3.9.9", "3.10.6", "4.0"])
+def test_a_version_outside_of_it_does_not(tmp_path: Path, version: str) -> None:
+    assert audit.holes(database(tmp_path), "aiohttp", version) == []
+
+
+def test_neither_does_an_entry_that_was_withdrawn_nor_another_package(tmp_path: Path) -> None:
+    found = database(tmp_path, more="withdrawn: 2024-02-01T00:00:00Z")
+    assert [audit.holes(found, name, "3.1") for name in ("aiohttp", "yarl")] == [[], []]
+
+
+def test_an_old_copy_of_the_database_is_no_pass(tmp_path: Path) -> None:
+    found = database(tmp_path, modified="2024-10-10")
+    command = [sys.executable, audit.__file__, "--pip-audit", "none", "--advisories", str(found)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "known holes: as of 2024-10-10\n" in done.stdout
+    assert "days old; what came since is not known" in done.stderr
+
+
+def test_a_directory_without_entries_is_no_database(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="which the advisory database has"):
+        audit.age(tmp_path, date(2026, 11, 23))
 
 
 def test_every_package_of_the_operator_and_the_command_line_has_an_accepted_licence() -> None:
