@@ -227,11 +227,8 @@ class Controller:
 
     def hear_job(self, body: Mapping[str, Any]) -> None:
         """A job has changed and needs no pass: a replica that does not lead has taken a report."""
-        key = (body["metadata"]["namespace"], body["metadata"]["name"])
-        known = self.metrics.seen(key)
-        if known is None or known[1] < int(body["metadata"]["resourceVersion"]):
-            job = parse_job(body)
-            self.metrics.see(key, job.status, job.version)
+        job = parse_job(body)
+        self.metrics.see((job.namespace, job.name), job.status, job.version)
 
     async def wake_waiting(self) -> None:
         """A profile changed: jobs that wait for one may start now."""
