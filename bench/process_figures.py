@@ -13,6 +13,13 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def stolen_seconds() -> float:
+    """Time so far that this machine's processors were ready and its host let them wait. The kernel
+    takes it for work of whoever was running, so a figure with much of it is too high."""
+    fields = Path("/proc/stat").read_text().splitlines()[0].split()
+    return int(fields[8]) / os.sysconf("SC_CLK_TCK")
+
+
 def megabytes(pid: int, field: str) -> float:
     """`VmRSS` or `VmHWM` of a process."""
     text = Path(f"/proc/{pid}/status").read_text()

@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -32,10 +33,12 @@ from apiserver import api_server
 from audit import AuditLog
 from kube import GROUP, Kube, eventually
 from operator_process import Operator, install_api
-from process_figures import cpu_seconds, megabytes
+from process_figures import cpu_seconds, megabytes, stolen_seconds
 from running_jobs import make_running_jobs, no_controllers
 
 from finetune_api.progress import audience, status_path
+from localcluster.layout import Layout
+from localcluster.processes import Processes
 
 ROOT = Path(__file__).parents[1]
 EVERY = 5.0
@@ -186,11 +189,23 @@ def scrape(operator: Operator) -> float:
     return max(took)
 
 
+def api_server_pid(kubeconfig: Path) -> int:
+    """Of the API server that this run has started."""
+    found = Processes(Layout.of(kubeconfig.parent)).find("kube-apiserver")
+    assert found is not None
+    return found.pid
+
+
+def used_by(pids: Iterable[int]) -> list[float]:
+    """Processor seconds of processes so far, and last what the host took from all of them."""
+    return [*(cpu_seconds(pid) for pid in pids), stolen_seconds()]
+
+
 def measure(kubeconfig: Path, operator: Operator, jobs: int, seconds: float, keep: bool) -> Json:
     """Let all jobs report; the part after the warm-up is measured."""
     found = tokens(kubeconfig, jobs)
     context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
+    answers, theirs = context.Pipe()
     seen, watcher = context.Pipe()
     stop, enough, connected = context.Event(), context.Event(), context.Event()
     looking = context.Process(target=watch, args=(kubeconfig, stop, watcher))
@@ -205,14 +220,18 @@ def measure(kubeconfig: Path, operator: Operator, jobs: int, seconds: float, kee
         time.sleep(EVERY)  # a scrape is work, too
     warm = time.monotonic() - began
     audit = AuditLog(kubeconfig, "finetune-operator/")
-    cpu, began = cpu_seconds(operator.pid), time.monotonic()
+    pids = (operator.pid, api_server_pid(kubeconfig))
+    before, began = used_by(pids), time.monotonic()
     time.sleep(seconds / 2)  # what is measured is a length of time
     scraped = scrape(operator)
     time.sleep(max(0.0, seconds - (time.monotonic() - began)))
-    used, passed = cpu_seconds(operator.pid) - cpu, time.monotonic() - began
+    passed = time.monotonic() - began
+    operators, servers, stolen = (
+        round((b - a) / passed, 3) for a, b in zip(before, used_by(pids), strict=True)
+    )
     reads, writes = dict(Counter(audit.reads())), audit.writes()
     enough.set()
-    codes, told, slowest = ours.recv()
+    codes, told, slowest = answers.recv()
     sending.join()
     time.sleep(EVERY)  # for the last events of the watch
     stop.set()
@@ -227,7 +246,9 @@ def measure(kubeconfig: Path, operator: Operator, jobs: int, seconds: float, kee
         "seconds": round(passed, 1),
         "warm_up_seconds": round(warm, 1),
         "connections": "kept" if keep else "one for each report",
-        "operator_core_fraction": round(used / passed, 3),
+        "operator_core_fraction": operators,
+        "api_server_core_fraction": servers,
+        "stolen_core_fraction": stolen,
         "reports": codes,
         "slowest_report_seconds": round(slowest, 2),
         "transitions": changes,

@@ -139,8 +139,12 @@ def schema_of(kind: type[ApiModel]) -> Schema:
 
 def job_schema() -> Schema:
     """Without defaults in the spec: a job says what its author has written, and the defaults of its
-    profile come before those of the fields."""
+    profile come before those of the fields. The parts of the status are each written as a whole, so
+    the API server need not remember who wrote which field of them: half of what it stores."""
     schema = schema_of(FineTuneJob)
+    for part in schema["properties"]["status"]["properties"].values():
+        if part["type"] == "object":
+            part["x-kubernetes-map-type"] = "atomic"
     schema["properties"]["spec"] = _without(("default",), schema["properties"]["spec"])
     return schema
 

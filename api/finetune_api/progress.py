@@ -103,14 +103,17 @@ class TrainerStatus(ApiModel):
                 return f"{metric.name} {wrong}"
         return None
 
-    def number(self, name: str) -> float | None:
-        """The number reported under `name`, of a report without a `problem`; None: none."""
-        text = self.text(name)
-        return None if text is None else float(text)
+    def numbers(self) -> dict[str, float]:
+        """What is reported under the names of `BOUNDS`, of a report without a `problem`."""
+        return {m.name: float(m.value) for m in self.metrics or [] if m.name in BOUNDS}
 
-    def text(self, name: str) -> str | None:
-        """The text reported under `name`."""
-        return next((m.value for m in self.metrics or [] if m.name == name), None)
+    @property
+    def activity(self) -> Activity | None:
+        """What it does, of a report without a `problem`; only our own trainer says it."""
+        for metric in self.metrics or []:
+            if metric.name == ACTIVITY:
+                return metric.value  # type: ignore[return-value]
+        return None
 
 
 def _wrong(metric: Metric) -> str | None:

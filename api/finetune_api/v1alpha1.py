@@ -186,6 +186,12 @@ CHANGEABLE = (
 """Fields of the spec that may change while a job is under way."""
 
 
+def _same_spec() -> str:
+    """CEL: nothing of the spec has changed. Asked first: every write of a status is checked by the
+    rules of the whole job, and the API server looks each field up by the schema of all."""
+    return "self.spec == oldSelf.spec"
+
+
 def _started() -> str:
     """CEL: the job had started before this change."""
     return "has(oldSelf.status) && has(oldSelf.status.startTime)"
@@ -234,13 +240,13 @@ class FineTuneJob(ApiModel):
                 "the names of a Service and of pods; choose a shorter or simpler name",
             ),
             rule(
-                f"!({_started()}) || ({_unchanged()})",
+                f"{_same_spec()} || !({_started()}) || ({_unchanged()})",
                 f"spec (but for {', '.join(map(to_camel, CHANGEABLE))}, and workers.numNodes while "
                 "the job is Suspended) cannot be changed after the job has started; create a new "
                 "FineTuneJob under another name",
             ),
             rule(
-                f"!({_started()}) || ({_size_unchanged()})",
+                f"{_same_spec()} || !({_started()}) || ({_size_unchanged()})",
                 "spec.workers.numNodes can be changed only while the job is Suspended, and the "
                 "rest of spec.workers not after it has started; set spec.suspend to true, wait for "
                 "the phase Suspended, change it, and set spec.suspend to false",

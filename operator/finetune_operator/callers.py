@@ -113,6 +113,9 @@ class Callers:
 
     async def _review(self, token: str, audience: str, address: str) -> Caller | Rejected:
         digest = hashlib.sha256(f"{audience}\0{token}".encode()).hexdigest()
+        known = self._tokens.get(digest)
+        if known is not None and self._clock() < known.until:
+            return known.caller or NOT_VALID
         lock = self._locks.setdefault(digest, asyncio.Lock())
         try:
             async with lock:  # many at once with one token ask once

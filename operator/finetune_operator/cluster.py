@@ -10,10 +10,10 @@ from urllib.parse import quote
 
 from finetune_api.base import API_VERSION, GROUP, VERSION
 from finetune_operator import names
-from finetune_operator.kube_api import JSON, KubeApi, Listing, unlimited
+from finetune_operator.kube_api import KubeApi, Listing, unlimited
 from finetune_operator.kube_api import path_of as _path
 from finetune_operator.lease import Fence
-from finetune_operator.transport import Answered, Permit, nobody, open_transport
+from finetune_operator.transport import JSON, METADATA_ALONE, Answered, nobody, open_transport
 from finetune_operator.transport import ApiError as ApiError  # part of this module's interface
 from finetune_operator.transport import Json as Json
 
@@ -226,34 +226,25 @@ class Cluster(KubeApi):
         status: Mapping[str, Any],
         owner: str,
         version: int | None = None,
-        permit: Permit | None = None,
-        uid: str | None = None,
     ) -> Json:
         """Server-side apply of (a part of) a FineTuneJob's status; returns the job as it is then.
         `ApiError` 404: it is gone; 409: it is not at this resource version any more, or is another
         one under its name."""
-        path = _path(API_VERSION, "FineTuneJob", namespace, name)
-        metadata = {"name": name, "namespace": namespace}
-        if version is not None:
-            metadata["resourceVersion"] = str(version)
-        if uid is not None:
-            metadata["uid"] = uid
-        body = {
-            "apiVersion": API_VERSION,
-            "kind": "FineTuneJob",
-            "metadata": metadata,
-            "status": status,
-        }
+        path, body = _status(namespace, name, status, version)
         query = {"fieldManager": owner, "force": "true"}
-        return await self._request("PATCH", f"{path}/status", query, body, APPLY, permit)
+        return await self._request("PATCH", path, query, body, APPLY)
 
     async def report_progress(
         self, namespace: str, name: str, status: Mapping[str, Any], version: int, uid: str
-    ) -> Json:
+    ) -> int:
         """`apply_status` of a trainer's progress and what follows from it, which a standby may do
-        as well: the version makes sure that it overwrites nothing which it has not seen."""
-        owner, permit = names.PROGRESS_FIELD_OWNER, self._for_anybody
-        return await self.apply_status(namespace, name, status, owner, version, permit, uid)
+        as well: the version makes sure that it overwrites nothing which it has not seen. Returns
+        the new version; all else of the answer is known, and thirty a second are not read."""
+        path, body = _status(namespace, name, status, version, uid)
+        query = {"fieldManager": names.PROGRESS_FIELD_OWNER, "force": "true"}
+        permit = self._for_anybody
+        answer = await self._request("PATCH", path, query, body, APPLY, permit, METADATA_ALONE)
+        return int(answer["metadata"]["resourceVersion"])
 
     async def post_event(self, event: Json) -> None:
         """Create an Event; the same one twice is one."""
@@ -289,7 +280,7 @@ class Cluster(KubeApi):
         )
 
     async def _unless_changed(
-        self, method: str, path: str, body: Json, content_type: str = "application/json"
+        self, method: str, path: str, body: Json, content_type: str = JSON
     ) -> None:
         """What is gone, or no longer as the request's preconditions say, is left alone."""
         try:
@@ -297,6 +288,25 @@ class Cluster(KubeApi):
         except ApiError as error:
             if error.code not in (404, 409):
                 raise
+
+
+def _status(
+    namespace: str,
+    name: str,
+    status: Mapping[str, Any],
+    version: int | None = None,
+    uid: str | None = None,
+) -> tuple[str, Json]:
+    """Path and body of an apply of (a part of) a FineTuneJob's status, only onto a version or to
+    an object of this identity, where they are given."""
+    metadata = {"name": name, "namespace": namespace}
+    if version is not None:
+        metadata["resourceVersion"] = str(version)
+    if uid is not None:
+        metadata["uid"] = uid
+    kind = {"apiVersion": API_VERSION, "kind": "FineTuneJob"}
+    path = _path(API_VERSION, "FineTuneJob", namespace, name) + "/status"
+    return path, {**kind, "metadata": metadata, "status": status}
 
 
 def _lean(item: Json) -> Json:

@@ -226,9 +226,13 @@ class Controller:
         self.ended.keep_only(keys)
 
     def hear_job(self, body: Mapping[str, Any]) -> None:
-        """A job has changed and needs no pass: a replica that does not lead has taken a report."""
-        job = parse_job(body)
-        self.metrics.see((job.namespace, job.name), job.status, job.version)
+        """A job has changed and needs no pass: a report was written. What this replica has written
+        itself it knows; what is new comes from one that does not lead."""
+        metadata = body["metadata"]
+        known = self.metrics.seen((metadata["namespace"], metadata["name"]))
+        if known is None or known[1] < int(metadata["resourceVersion"]):
+            job = parse_job(body)
+            self.metrics.see((job.namespace, job.name), job.status, job.version)
 
     async def wake_waiting(self) -> None:
         """A profile changed: jobs that wait for one may start now."""

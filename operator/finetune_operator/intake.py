@@ -2,8 +2,8 @@
 
 A job may report every few seconds, and be one of thousands. So a report that changes nothing but
 numbers costs no request: it is merged with what is known here, which `/metrics` shows at once, and
-written with the next one after 30 seconds. A transition (see `progress.worth`) is written at once,
-while there are not too many of them.
+written with the next one after 30 seconds, when among all jobs it is its turn. A transition (see
+`progress.worth`) is written at once, while there are not too many of them.
 
 Every write names the version of the job that it was made for, so whichever replica took the report,
 and whatever the leader writes meanwhile, nothing is overwritten unseen. What is only in memory when
@@ -22,10 +22,10 @@ from finetune_api.status import TERMINAL_PHASES, FineTuneJobStatus, Progress
 from finetune_operator.callers import Callers
 from finetune_operator.cluster import ApiError, Caller, Cluster
 from finetune_operator.metrics import Metrics
-from finetune_operator.progress import Rejected, merge, newer, worth
+from finetune_operator.progress import NUMBERS, Rejected, Worth, merge, newer, worth
 from finetune_operator.rate import Bucket, Rate
 from finetune_operator.reconcile import parse_job
-from finetune_operator.usage import reported
+from finetune_operator.usage import report_part, reported
 
 Key = tuple[str, str]
 
@@ -71,6 +71,7 @@ class Intake:
         self._cluster, self._callers, self._metrics = cluster, callers, metrics
         self._now, self._clock = now, clock
         self._jobs: OrderedDict[Key, _Job] = OrderedDict()
+        self._numbers = Bucket(NUMBERS, clock())
 
     @property
     def held(self) -> int:
@@ -106,11 +107,8 @@ class Intake:
         new = merge(job.known, report, sender.attempt, self._now())
         if isinstance(new, Rejected):
             return new
-        value = worth(job.status.progress, new)
-        due = value == "Numbers"
-        if value == "Transition":
-            due = job.transitions.wait(self._clock()) == 0
-        if due:
+        value = worth(job.status.progress, new, len(self._jobs))
+        if self._is_due(job, value):
             if not await self._write(key, job, new):
                 return "changed"
             if value == "Transition":
@@ -121,6 +119,13 @@ class Intake:
         if self._metrics.leads:
             self._metrics.report(key, new)
         return None
+
+    def _is_due(self, job: _Job, value: Worth) -> bool:
+        if value == "Transition":
+            return job.transitions.wait(self._clock()) == 0
+        if value == "Numbers":
+            return self._numbers.take(self._clock()) == 0
+        return value == "Overdue"
 
     def _tidy(self) -> None:
         """Forget who does not report any more."""
@@ -133,16 +138,17 @@ class Intake:
     async def _write(self, key: Key, job: _Job, new: Progress) -> bool:
         """False: the job has changed since, or is gone."""
         try:
-            part = reported(job.status, new)
-            body = await self._cluster.report_progress(*key, part, job.version, job.uid)
+            after = reported(job.status, new)
+            part = report_part(after)
+            version = await self._cluster.report_progress(*key, part, job.version, job.uid)
         except ApiError as error:
             if error.code not in (404, 409):
                 raise
             return False
-        read = parse_job(body)
-        job.status, job.version = read.status, read.version
+        # Nothing else can have changed: the version was the one that is known here.
+        job.status, job.version = after, version
         if self._metrics.leads:
-            self._metrics.see(key, read.status, read.version)
+            self._metrics.see(key, after, version)
         return True
 
     async def _read(self, key: Key) -> _Job | None:

@@ -11,9 +11,8 @@ from typing import Any
 from urllib.parse import quote
 
 from finetune_operator.lease import LONGEST_WRITE, Fence
-from finetune_operator.transport import ApiError, Json, Permit, Transport
+from finetune_operator.transport import JSON, ApiError, Json, Permit, Request, Transport
 
-JSON = "application/json"
 PAGE = 250
 
 PLURALS = {
@@ -60,7 +59,8 @@ class KubeApi:
         """One attempt, of so many seconds, to read (`GET`), create (`POST`) or replace (`PUT`) a
         Lease. `ApiError` 404: there is none; 409: it has changed."""
         path = path_of("coordination.k8s.io/v1", "Lease", namespace, name)
-        return await self._transport.request(method, path, {}, body, JSON, lambda: seconds, 1)
+        asked = Request(method, path, {}, body, JSON, lambda: seconds)
+        return await self._transport.request(asked, attempts=1)
 
     async def _get(self, path: str) -> Json | None:
         try:
@@ -109,11 +109,13 @@ class KubeApi:
         body: Any = None,
         content_type: str = JSON,
         permit: Permit | None = None,
+        accept: str = JSON,
     ) -> Json:
         """Reads are free; a write is the leader's, unless it brings another permit."""
         if permit is None:
             permit = unlimited if method == "GET" else self._for_the_leader
-        return await self._transport.request(method, path, query or {}, body, content_type, permit)
+        asked = Request(method, path, query or {}, body, content_type, permit, accept)
+        return await self._transport.request(asked)
 
 
 def _whole(item: Json) -> Json:

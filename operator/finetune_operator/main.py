@@ -7,6 +7,7 @@ SIGTERM (exit code 0, the Lease is released) or because the Lease is lost (exit 
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -188,6 +189,15 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
         yield error
 
 
+def spare_the_collector() -> None:
+    """Python's collector of cycles takes a tenth of the time where a thousand jobs report, and
+    up to a third of a second at once. What was imported stays for good and need not be looked at;
+    the rest is looked at less often. Nearly all garbage here is in no cycle."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 10, 50)
+
+
 def main() -> int:
     """Entry point of `python -m finetune_operator`."""
     try:
@@ -196,4 +206,5 @@ def main() -> int:
         print(f"finetune-operator: {error}", file=sys.stderr)
         return 2
     logs.configure(settings.log_format)
+    spare_the_collector()
     return asyncio.run(run(settings))

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from typing import Any, Literal
 
 from finetune_api.outcome import Outcome
@@ -322,6 +323,7 @@ def _waiting(status: Raw, container: Raw) -> str | None:
     return None
 
 
+@lru_cache(maxsize=4096)  # the same few moments are asked for again and again
 def seconds(time: str) -> float:
     """Seconds since the epoch of a Kubernetes timestamp."""
     return datetime.fromisoformat(time).timestamp()

@@ -2,19 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from finetune_api import progress as wire
 from finetune_api.progress import TrainerStatus
-from finetune_api.status import MAX_HISTORY, Activity, HistoryPoint, Progress
+from finetune_api.status import MAX_HISTORY, HistoryPoint, Progress
 from finetune_operator.observe import seconds
+from finetune_operator.rate import Rate
 
 WRITE_SECONDS = 30.0
-"""From one write of numbers to the next, at least: however often a job reports."""
+"""From one write of a job's numbers to the next, at least: however often it reports."""
+NUMBERS = Rate(burst=10, per_second=10)
+"""Writes of numbers, of all jobs together: a write costs the API server 20 to 40 ms of a processor.
+So from 300 jobs on each is written less often (of a thousand: every 100 seconds)."""
 
-Worth = Literal["Nothing", "Numbers", "Transition"]
-"""Of a write. A transition is what people and the next pass wait for; it is written at once."""
+OVERDUE_SECONDS = 200.0
+"""After which numbers are written however many jobs there are: whoever looks at a status takes five
+minutes without a report for silence (`reports.SILENCE_SECONDS`)."""
+
+FIELDS = {
+    wire.CURRENT_EPOCH: "epoch",
+    wire.LOSS: "loss",
+    wire.EVAL_LOSS: "eval_loss",
+    wire.LEARNING_RATE: "learning_rate",
+    wire.GRAD_NORM: "grad_norm",
+    wire.TOKENS_PER_SECOND: "tokens_per_second",
+    wire.SAVE_SECONDS: "save_seconds",
+}
+"""Metrics that a field of the progress repeats."""
+
+Numbers = Mapping[str, float]
+"""Of a report, by the names on the wire."""
+Worth = Literal["Nothing", "Numbers", "Overdue", "Transition"]
+"""Of a write. Numbers wait for their turn among all jobs; a transition is what people and the next
+pass wait for, and is written at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +61,27 @@ def merge(
     if problem is not None:
         return Rejected(422, problem)
     mine = old if old is not None and old.attempt == attempt else None
-    step = _whole(report, wire.CURRENT_STEP)
+    numbers = report.numbers()
+    step = _whole(numbers, wire.CURRENT_STEP)
     if mine is not None and mine.step is not None and step is not None and step < mine.step:
         return Rejected(422, f"{wire.CURRENT_STEP} went back from {mine.step} to {step}")
+    before = mine or Progress(attempt=attempt, last_update_time=now)
     pace = old.seconds_per_step if old is not None else None
-    return _progress(mine, report, attempt, step, pace, now)
+    return _progress(before, report, numbers, pace, now)
 
 
-def worth(written: Progress | None, new: Progress) -> Worth:
-    """What a write of `new` would tell that the last one did not."""
+def pause(jobs: int) -> float:
+    """Seconds between two writes of the numbers of one of so many jobs, at least. A little less
+    than its share of `NUMBERS`: who is due waits for a turn, but not behind those that had one."""
+    return min(max(WRITE_SECONDS, 0.9 * jobs / NUMBERS.per_second), OVERDUE_SECONDS)
+
+
+def worth(written: Progress | None, new: Progress, jobs: int) -> Worth:
+    """What a write of `new` would tell that the last one did not.
+
+    Args:
+        jobs: How many report.
+    """
     if written is None or written.attempt != new.attempt:
         return "Transition"
     if new.activity != written.activity or (new.percent == 100) != (written.percent == 100):
@@ -54,7 +89,9 @@ def worth(written: Progress | None, new: Progress) -> Worth:
     if (new.stalled_seconds is None) != (written.stalled_seconds is None):
         return "Transition"
     passed = seconds(new.last_update_time) - seconds(written.last_update_time)
-    return "Numbers" if passed >= WRITE_SECONDS else "Nothing"
+    if passed >= OVERDUE_SECONDS:
+        return "Overdue"
+    return "Numbers" if passed >= pause(jobs) else "Nothing"
 
 
 def newer(one: Progress | None, other: Progress | None) -> Progress | None:
@@ -76,49 +113,36 @@ def _age(progress: Progress) -> tuple[int, int, float]:
 
 
 def _progress(
-    old: Progress | None,
-    report: TrainerStatus,
-    attempt: int,
-    step: int | None,
-    pace: float | None,
-    now: str,
+    before: Progress, report: TrainerStatus, numbers: Numbers, pace: float | None, now: str
 ) -> Progress:
-    def number(name: str, before: float | None) -> float | None:
-        value = report.number(name)
-        return before if value is None else _short(value)
-
-    before = old or Progress(attempt=attempt, last_update_time=now)
-    total = _whole(report, wire.TOTAL_STEPS)
-    new_step = before.step if step is None else step
-    new_total = before.total_steps if total is None else total
+    """What a report does not name stays as it was. Not validated once more: `problem` has looked at
+    what is new, and two hundred reports a second are merged."""
+    step = _whole(numbers, wire.CURRENT_STEP, before.step)
+    total = _whole(numbers, wire.TOTAL_STEPS, before.total_steps)
     first, since = before.first_step, before.first_step_time
-    if first is None and new_step:
-        first, since = new_step, now
-    pace = _pace(first, since, new_step, now) or before.seconds_per_step or pace
-    return Progress(
-        attempt=attempt,
-        step=new_step,
-        total_steps=new_total,
-        epoch=number(wire.CURRENT_EPOCH, before.epoch),
-        percent=max(before.percent, report.progress_percentage or 0),
-        step_time=before.step_time if new_step == before.step else now,
-        **_checkpoint(before, report, now),
-        eta_seconds=_eta(before, report, new_step, new_total, pace),
-        seconds_per_step=pace,
-        first_step=first,
-        first_step_time=since,
-        loss=number(wire.LOSS, before.loss),
-        eval_loss=number(wire.EVAL_LOSS, before.eval_loss),
-        learning_rate=number(wire.LEARNING_RATE, before.learning_rate),
-        grad_norm=number(wire.GRAD_NORM, before.grad_norm),
-        tokens_per_second=number(wire.TOKENS_PER_SECOND, before.tokens_per_second),
-        save_seconds=number(wire.SAVE_SECONDS, before.save_seconds),
-        activity=_activity(report) or before.activity,
+    if first is None and step:
+        first, since = step, now
+    pace = _pace(first, since, step, now) or before.seconds_per_step or pace
+    activity = report.activity
+    found: dict[str, Any] = {
+        field: _short(numbers[name]) for name, field in FIELDS.items() if name in numbers
+    }
+    found |= {
+        "step": step,
+        "total_steps": total,
+        "percent": max(before.percent, report.progress_percentage or 0),
+        "step_time": before.step_time if step == before.step else now,
+        "eta_seconds": _eta(before, report, step, total, pace),
+        "seconds_per_step": pace,
+        "first_step": first,
+        "first_step_time": since,
+        "activity": activity or before.activity,
         # Not from before: who gets on again does not name it.
-        stalled_seconds=_whole(report, wire.STALLED_SECONDS),
-        last_update_time=now,
-        history=_history(before.history, new_step, report.number(wire.LOSS)),
-    )
+        "stalled_seconds": _whole(numbers, wire.STALLED_SECONDS),
+        "last_update_time": now,
+        "history": _history(before.history, step, numbers.get(wire.LOSS)),
+    }
+    return before.model_copy(update=found | _checkpoint(before, numbers, now))
 
 
 def _pace(first: int | None, since: str | None, step: int | None, now: str) -> float | None:
@@ -136,7 +160,7 @@ def _eta(
     senders count all steps as theirs (transformers' `KubeflowCallback` divides the time since its
     start by them), which is far too little after a resume: theirs only until we have measured."""
     said = report.estimated_remaining_seconds
-    if said == 0 or report.text(wire.ACTIVITY) is not None or pace is None:
+    if said == 0 or report.activity is not None or pace is None:
         return before.eta_seconds if said is None else said
     if step is None or total is None or report.progress_percentage == 100:
         return before.eta_seconds if said is None else said
@@ -144,35 +168,28 @@ def _eta(
     return round(pace * max(0, total - step)) if step else before.eta_seconds
 
 
-def _checkpoint(before: Progress, report: TrainerStatus, now: str) -> dict[str, Any]:
-    """What is known of checkpoints; the time is that of the first report of one."""
-    step = _whole(report, wire.CHECKPOINT_STEP)
-    same = step is None or step == before.checkpoint_step
-    taken = report.number(wire.CHECKPOINT_SECONDS)
-    stalled = report.number(wire.CHECKPOINT_STALLED_SECONDS)
-    known = before.checkpoint_stalled_seconds
-    return {
-        "checkpoint_step": before.checkpoint_step if same else step,
-        "checkpoint_time": before.checkpoint_time if same else now,
-        "checkpoint_seconds": before.checkpoint_seconds if taken is None else _short(taken),
-        "checkpoint_stalled_seconds": known
-        if stalled is None
-        else max(known or 0.0, round(stalled, 3)),
-    }
+def _checkpoint(before: Progress, numbers: Numbers, now: str) -> dict[str, Any]:
+    """What is said of checkpoints; the time is that of the first report of one."""
+    found: dict[str, Any] = {}
+    step = _whole(numbers, wire.CHECKPOINT_STEP)
+    if step is not None and step != before.checkpoint_step:
+        found |= {"checkpoint_step": step, "checkpoint_time": now}
+    if wire.CHECKPOINT_SECONDS in numbers:
+        found["checkpoint_seconds"] = _short(numbers[wire.CHECKPOINT_SECONDS])
+    if wire.CHECKPOINT_STALLED_SECONDS in numbers:
+        stalled = round(numbers[wire.CHECKPOINT_STALLED_SECONDS], 3)
+        found["checkpoint_stalled_seconds"] = max(before.checkpoint_stalled_seconds or 0.0, stalled)
+    return found
 
 
-def _whole(report: TrainerStatus, name: str) -> int | None:
-    value = report.number(name)
-    return None if value is None else int(value)
+def _whole(numbers: Numbers, name: str, otherwise: int | None = None) -> int | None:
+    value = numbers.get(name)
+    return otherwise if value is None else int(value)
 
 
 def _short(value: float) -> float:
     """Six digits: what people read in a column, and no more than a report is exact to."""
     return float(f"{value:.6g}")
-
-
-def _activity(report: TrainerStatus) -> Activity | None:
-    return report.text(wire.ACTIVITY)  # type: ignore[return-value]
 
 
 def _history(

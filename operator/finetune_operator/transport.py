@@ -11,6 +11,7 @@ import contextvars
 import json
 import os
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -23,6 +24,12 @@ Sleep = Callable[[float], Awaitable[None]]
 Permit = Callable[[], float]
 """Seconds that a request may take from now on; raises where it must not be sent at all."""
 
+JSON = "application/json"
+METADATA = JSON + ";as={};g=meta.k8s.io;v=v1," + JSON
+METADATA_ALONE = METADATA.format("PartialObjectMetadata")
+"""The form of an answer that tells of an object nothing but its metadata: half of a FineTuneJob, a
+tenth of a pod."""
+METADATA_LIST = METADATA.format("PartialObjectMetadataList")
 ATTEMPTS = 5
 FIRST_PAUSE = 0.2
 RETRIED = (429, 500, 502, 503, 504)
@@ -52,6 +59,19 @@ def nobody(_: str, __: int) -> None:
     """Nobody wants to know."""
 
 
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request. `accept`: in which form the answer is to come."""
+
+    method: str
+    path: str
+    query: Mapping[str, str]
+    body: Any
+    content_type: str
+    permit: Permit
+    accept: str = JSON
+
+
 class Transport:
     """Requests, by path."""
 
@@ -72,20 +92,11 @@ class Transport:
         """Give the connections back."""
         await self._api.close()
 
-    async def request(
-        self,
-        method: str,
-        path: str,
-        query: Mapping[str, str],
-        body: Any,
-        content_type: str,
-        permit: Permit,
-        attempts: int = ATTEMPTS,
-    ) -> Json:
+    async def request(self, request: Request, attempts: int = ATTEMPTS) -> Json:
         """One request; what may work a moment later is tried again with growing pauses. Every
         request that is made of it can be repeated: applies, patches, and objects with names."""
         for attempt in range(attempts):
-            code, text, wait = await self.once(method, path, query, body, content_type, permit)
+            code, text, wait = await self.once(request)
             if code < 300:
                 return json.loads(text) if text else {}
             pause = max(FIRST_PAUSE * 2**attempt, wait or 0.0)
@@ -94,33 +105,18 @@ class Transport:
             await self._sleep(pause)
         raise ApiError(code, _message(text), wait)
 
-    async def once(
-        self,
-        method: str,
-        path: str,
-        query: Mapping[str, str],
-        body: Any,
-        content_type: str,
-        permit: Permit,
-    ) -> tuple[int, str, float | None]:
+    async def once(self, request: Request) -> tuple[int, str, float | None]:
         """Status, text and the pause that the API server asks for. No answer is a 503."""
-        answer = await self._once(method, path, query, body, content_type, permit)
-        self._answered(method, answer[0])
+        answer = await self._once(request)
+        self._answered(request.method, answer[0])
         return answer
 
-    async def _once(
-        self,
-        method: str,
-        path: str,
-        query: Mapping[str, str],
-        body: Any,
-        content_type: str,
-        permit: Permit,
-    ) -> tuple[int, str, float | None]:
-        api, limit = self._api, permit()
+    async def _once(self, request: Request) -> tuple[int, str, float | None]:
+        api, limit = self._api, request.permit()
+        method, path, query, body = request.method, request.path, request.query, request.body
         headers = {
-            "Accept": "application/json",
-            "Content-Type": content_type,
+            "Accept": request.accept,
+            "Content-Type": request.content_type,
             "User-Agent": self._user_agent,
         }
         await api.update_params_for_auth(headers, [], ["BearerToken"], path, method, body)
@@ -129,7 +125,7 @@ class Transport:
             query = {**query, "timeout": f"{int(limit * 1000)}ms"}
         url = api.configuration.host + path + (f"?{urlencode(query)}" if query else "")
         timeout = aiohttp.ClientTimeout(limit, sock_connect=DEAD_SECONDS, sock_read=DEAD_SECONDS)
-        token = _permit.set(permit)
+        token = _permit.set(request.permit)
         try:
             answer = await api.rest_client.request(
                 method, url, headers=headers, body=body, _request_timeout=timeout

@@ -46,14 +46,19 @@ def advance(usage: Usage, before: Progress | None, after: Progress | None, now: 
     return _priced(found, after)
 
 
-def reported(status: FineTuneJobStatus, progress: Progress) -> dict[str, Any]:
-    """What is written of a report: the progress, and the account until then."""
-    part = {"progress": progress.to_json_dict()}
+def reported(status: FineTuneJobStatus, progress: Progress) -> FineTuneJobStatus:
+    """The status with what was reported, and with the account until then."""
+    found: dict[str, Progress | Usage] = {"progress": progress}
     if status.usage is not None:
         moment = progress.last_update_time
-        found = advance(status.usage, status.progress, progress, moment)
-        part["usage"] = found.to_json_dict()
-    return part
+        found["usage"] = advance(status.usage, status.progress, progress, moment)
+    return status.model_copy(update=found)
+
+
+def report_part(status: FineTuneJobStatus) -> dict[str, Any]:
+    """The part of a status that is written when a report comes."""
+    part = {"progress": status.progress, "usage": status.usage}
+    return {name: of.to_json_dict() for name, of in part.items() if of is not None}
 
 
 def with_usage(

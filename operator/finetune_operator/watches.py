@@ -13,18 +13,15 @@ from typing import Any
 
 import aiohttp
 
+from finetune_operator.transport import JSON, METADATA_ALONE, METADATA_LIST
+
 DEAF_AFTER = 1.25
 """Times `watch_silence_seconds`: the watch should have been made anew, and nothing was heard."""
 
 
-METADATA = "application/json;as={};g=meta.k8s.io;v=v1,application/json"
-ACCEPT_LIST = METADATA.format("PartialObjectMetadataList")
-ACCEPT_WATCH = METADATA.format("PartialObjectMetadata")
-"""Events are keys to us, so lists and watches carry metadata alone: a tenth of a pod. To a watch
-that asks for the kind of a list the API server answers with 200, and then with nothing."""
-ACCEPT_WHOLE = "application/json"
 WHOLE = "/finetunejobs"
-"""Of these a watch tells all: whether an event needs a pass is in the status (`told`)."""
+"""Of these a watch tells all: whether an event needs a pass is in the status (`told`). All other
+events are keys to us, so watches and lists carry metadata alone."""
 
 
 class Watches:
@@ -121,8 +118,10 @@ class Watches:
             if is_of_a_watch(request.url.query):
                 watches_it = "watch" in request.url.query
                 whole = watches_it and request.url.path.endswith(WHOLE)
-                of_metadata = ACCEPT_WATCH if watches_it else ACCEPT_LIST
-                request.headers["Accept"] = ACCEPT_WHOLE if whole else of_metadata
+                # To a watch that asks for the kind of a list the API server answers with 200, and
+                # then with nothing.
+                of_metadata = METADATA_ALONE if watches_it else METADATA_LIST
+                request.headers["Accept"] = JSON if whole else of_metadata
             return await send(request)
 
         trace = aiohttp.TraceConfig()

@@ -20,7 +20,8 @@ from finetune_operator.controller import Controller, Key
 from finetune_operator.metrics import Metrics
 from finetune_operator.rounds import Rounds
 from finetune_operator.settings import Settings
-from finetune_operator.watches import ACCEPT_LIST, ACCEPT_WATCH, Watches
+from finetune_operator.transport import JSON, METADATA_ALONE, METADATA_LIST
+from finetune_operator.watches import Watches
 
 Json = dict[str, Any]
 SILENCE = 0.5
@@ -81,9 +82,9 @@ class FakeApiServer:
             return web.json_response({"resources": [resource(p) for p in RESOURCES[path]]})
         accepted = request.headers["Accept"]
         if "watch" in request.query:
-            assert accepted == ("application/json" if path == JOBS else ACCEPT_WATCH)
+            assert accepted == (JSON if path == JOBS else METADATA_ALONE)
             return await self._watch(request)
-        assert accepted == ACCEPT_LIST
+        assert accepted == METADATA_LIST
         self.lists.append(path)
         return web.json_response({"metadata": {"resourceVersion": "5"}, "items": None})
 

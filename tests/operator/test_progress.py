@@ -8,7 +8,7 @@ import pytest
 
 from finetune_api.progress import TrainerStatus
 from finetune_api.status import HistoryPoint, Progress
-from finetune_operator.progress import Rejected, merge, newer, worth
+from finetune_operator.progress import OVERDUE_SECONDS, Rejected, merge, newer, pause, worth
 
 T0, T1, T40 = "2026-11-22T06:00:00Z", "2026-11-22T06:00:01Z", "2026-11-22T06:00:40Z"
 
@@ -186,6 +186,7 @@ def test_the_last_word_of_the_callback_ends_the_estimate() -> None:
     [
         ({"step": 11, "percent": 11, "last_update_time": "2026-11-22T06:00:29Z"}, "Nothing"),
         ({"step": 11, "percent": 11, "last_update_time": "2026-11-22T06:00:30Z"}, "Numbers"),
+        ({"step": 11, "percent": 11, "last_update_time": "2026-11-22T06:03:20Z"}, "Overdue"),
         ({"activity": "Evaluating"}, "Transition"),
         ({"stalled_seconds": 77}, "Transition"),
         ({"percent": 100}, "Transition"),
@@ -195,18 +196,25 @@ def test_the_last_word_of_the_callback_ends_the_estimate() -> None:
 def test_numbers_are_written_every_thirty_seconds_and_transitions_at_once(
     change: dict[str, Any], wanted: str
 ) -> None:
-    assert worth(FIRST, FIRST.model_copy(update=change)) == wanted
+    assert worth(FIRST, FIRST.model_copy(update=change), jobs=300) == wanted
+
+
+@pytest.mark.parametrize(
+    ("jobs", "seconds"), [(1, 30), (300, 30), (1000, 90), (2000, 180), (10_000, OVERDUE_SECONDS)]
+)
+def test_of_many_jobs_each_is_written_less_often(jobs: int, seconds: float) -> None:
+    assert pause(jobs) == seconds
 
 
 def test_the_first_report_is_written_at_once() -> None:
-    assert worth(None, FIRST) == "Transition"
+    assert worth(None, FIRST, jobs=1) == "Transition"
 
 
 def test_the_end_of_a_hang_that_was_only_reported_is_written_at_once() -> None:
     hung = merged(FIRST, report(10, stalled_seconds=77.4), 0, T1)
     again = merged(hung, report(10), 0, T1)
     assert (hung.stalled_seconds, again.stalled_seconds) == (77, None)
-    assert worth(hung, again) == "Transition"
+    assert worth(hung, again, jobs=1) == "Transition"
 
 
 def test_of_two_the_further_one_counts_with_the_curve_of_both() -> None:

@@ -14,7 +14,7 @@ from aiohttp import web
 
 from finetune_operator import transport
 from finetune_operator.lease import LeaseLostError
-from finetune_operator.transport import ApiError, Transport, open_transport
+from finetune_operator.transport import JSON, ApiError, Request, Transport, open_transport
 
 PATH = "/api/v1/namespaces/a/configmaps/b"
 
@@ -74,7 +74,7 @@ def play(
 
 
 async def patch(found: Transport, permit: Callable[[], float] = lambda: 5.0) -> Any:
-    return await found.request("PATCH", PATH, {}, {"a": 1}, "application/json", permit)
+    return await found.request(Request("PATCH", PATH, {}, {"a": 1}, JSON, permit))
 
 
 def test_what_may_work_a_moment_later_is_tried_again_with_growing_pauses(tmp_path: Path) -> None:

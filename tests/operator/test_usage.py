@@ -17,7 +17,7 @@ from finetune_operator.holding import holding
 from finetune_operator.observe import observe, pod_facts
 from finetune_operator.progress import Rejected, merge
 from finetune_operator.reconcile import World, parse_job, step
-from finetune_operator.usage import advance, reported
+from finetune_operator.usage import advance, report_part, reported
 
 Json = dict[str, Any]
 PROFILE = builders.PROFILE | {"price": {"perGpuHour": "3.60", "currency": "EUR"}}
@@ -100,7 +100,7 @@ class Life:
         new = merge(self.status.progress, told, attempt, at(second))
         assert new is not None
         assert not isinstance(new, Rejected), new
-        self.body["status"] |= reported(self.status, new)
+        self.body["status"] |= report_part(reported(self.status, new))
         return self.usage
 
     def run(self, attempt: int = 0, started: int = 90, bound: int = 100, runs: int = 110) -> None:

@@ -12,7 +12,7 @@ from finetune_api.progress import TrainerStatus
 from finetune_operator import names
 from finetune_operator.progress import Rejected, merge
 from finetune_operator.reconcile import parse_job
-from finetune_operator.usage import reported
+from finetune_operator.usage import report_part, reported
 
 TOTAL_STEPS = 40
 
@@ -75,7 +75,7 @@ class ModelWorld(ModelKubernetes):
             call = self.api.apply_status(
                 job.namespace,
                 job.name,
-                reported(job.status, new),
+                report_part(reported(job.status, new)),
                 names.PROGRESS_FIELD_OWNER,
             )
             run(call)

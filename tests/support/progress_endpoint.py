@@ -66,11 +66,11 @@ class OneJob:
 
     async def report_progress(
         self, namespace: str, name: str, part: Json, version: int, uid: str
-    ) -> Json:
+    ) -> int:
         if version != self._version():
             raise ApiError(409, "the object has been modified")
         self._progress, self._writes = part, self._writes + 1
-        return await self.job(namespace, name)
+        return self._version()
 
 
 class Written(Metrics):
