@@ -143,8 +143,8 @@ class Progress(ApiModel):
     long."""
 
     last_update_time: Time
-    """When the last report came that is in here. It is written every 30 seconds, and at once when
-    the activity changes."""
+    """When the last report came that is in here. It is written every 30 seconds (less often where
+    more than 300 jobs report), and at once when the activity changes."""
 
     history: Annotated[list[HistoryPoint], Field(max_length=MAX_HISTORY)] = []
     """At most 50 points of the loss curve, evenly thinned."""

@@ -239,7 +239,7 @@ class Cluster(KubeApi):
     ) -> int:
         """`apply_status` of a trainer's progress and what follows from it, which a standby may do
         as well: the version makes sure that it overwrites nothing which it has not seen. Returns
-        the new version; all else of the answer is known, and thirty a second are not read."""
+        the new version; all else of the answer is known, and thousands are not read for nothing."""
         path, body = _status(namespace, name, status, version, uid)
         query = {"fieldManager": names.PROGRESS_FIELD_OWNER, "force": "true"}
         permit = self._for_anybody

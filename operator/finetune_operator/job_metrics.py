@@ -90,7 +90,8 @@ JOB_METRICS: tuple[JobMetric, ...] = (
     JobMetric(
         "finetune_job_seconds_since_report",
         "gauge",
-        "Seconds since the last report that was written; one a minute where all is well.",
+        "Seconds since the last report that is known here: under 90 where all is well, under 270 "
+        "where more than 300 jobs report.",
         since_report,
         when="while it is Running",
     ),

@@ -210,3 +210,22 @@ def test_what_is_stopped_leaves_its_queue_and_what_goes_on_stays_in_it() -> None
         },
         {"spec": {"suspend": False}},
     ]
+
+
+def test_an_event_of_what_is_known_already_changes_nothing_that_is_shown(
+    controller: Controller,
+) -> None:
+    """What this replica has written itself it has seen before the event comes."""
+
+    def body(version: int, step: int) -> Json:
+        moment = "2026-11-22T06:00:00Z"
+        progress = {"attempt": 0, "step": step, "percent": step, "lastUpdateTime": moment}
+        found = builders.job_body(status={"phase": "Running", "progress": progress})
+        return found | {"metadata": found["metadata"] | {"resourceVersion": str(version)}}
+
+    shown = []
+    for version, step in ((7, 1), (7, 2), (6, 3), (8, 4)):
+        controller.hear_job(body(version, step))
+        status = controller.metrics.statuses()[KEY]
+        shown.append(status.progress.step if status.progress else None)
+    assert shown == [1, 1, 1, 4]
