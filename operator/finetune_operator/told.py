@@ -1,11 +1,11 @@
 """What the events about a job have told: one that brings only numbers of its progress is no news.
 
 A thousand running jobs write their progress ten to thirty times a second, and a pass over one of
-them costs five requests. A pass decides by the spec and by the status without those numbers, so an event
-in which nothing else has changed since the one before needs no pass. The account of what workers
-hold (`status.usage`) goes with the progress: it says until when it is counted, and comes to the
-same at any later moment. (Kopf may leave out events that are overtaken, so it is the content that
-is compared, not who wrote it.)
+them costs five requests. A pass decides by the spec and by the status without those numbers, so an
+event in which nothing else has changed since the one before needs no pass. The account of what
+workers hold (`status.usage`) goes with the progress: it says until when it is counted, and comes to
+the same at any later moment. (Kopf may leave out events that are overtaken, so it is the content
+that is compared, not who wrote it.)
 """
 
 from __future__ import annotations
