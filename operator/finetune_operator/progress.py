@@ -165,7 +165,9 @@ def _eta(
     if step is None or total is None or report.progress_percentage == 100:
         return before.eta_seconds if said is None else said
     # A resumed run says where it is with its first step; until then nothing is known of the rest.
-    return round(pace * max(0, total - step)) if step else before.eta_seconds
+    if not step:
+        return before.eta_seconds
+    return min(round(pace * max(0, total - step)), wire.MAX_WHOLE)
 
 
 def _checkpoint(before: Progress, numbers: Numbers, now: str) -> dict[str, Any]:

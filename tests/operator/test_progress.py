@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from finetune_api import progress as wire
 from finetune_api.progress import TrainerStatus
 from finetune_api.status import HistoryPoint, Progress
 from finetune_operator.progress import OVERDUE_SECONDS, Rejected, merge, newer, pause, worth
@@ -168,6 +169,12 @@ def test_after_a_resume_the_estimate_of_others_is_replaced_by_what_was_measured(
 
 def test_without_anything_measured_the_sender_is_believed() -> None:
     assert merged(None, callback(1, 100, eta=99), 0, T0).eta_seconds == 99
+
+
+def test_the_estimate_for_steps_without_end_is_a_number_that_a_status_can_have() -> None:
+    found = merged(FIRST, callback(11, wire.MAX_WHOLE, eta=1), 0, T40)
+    assert found.eta_seconds == wire.MAX_WHOLE
+    assert Progress.parse(found.to_json_dict()) == found
 
 
 def test_our_own_trainer_is_believed_always() -> None:
