@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from fuzz import fuzz
+from hypothesis import strategies as st
 
 from finetune_api import progress as wire
 from finetune_api.progress import TrainerStatus
@@ -237,3 +239,30 @@ def test_of_two_the_further_one_counts_with_the_curve_of_both() -> None:
 def test_of_two_attempts_the_later_one_counts_alone() -> None:
     later = Progress(attempt=1, last_update_time=T1)
     assert newer(FIRST, later) == newer(later, FIRST) == later
+
+
+def values(name: str) -> st.SearchStrategy[float | int]:
+    low, high = wire.BOUNDS[name]
+    if name in wire.WHOLE:
+        return st.integers(int(low), int(high))
+    return st.floats(low, high)
+
+
+METRICS = st.fixed_dictionaries({}, optional={name: values(name) for name in wire.BOUNDS})
+PERCENT, ETA = st.none() | st.integers(0, 100), st.none() | st.integers(0, 10**9)
+REPORTS = st.builds(lambda percent, eta, more: report(percent, eta, **more), PERCENT, ETA, METRICS)
+ATTEMPTS = st.tuples(st.integers(0, 2), st.sampled_from([T0, T1, T40, "2036-11-22T06:00:40Z"]))
+
+
+def test_whatever_is_taken_is_a_progress_that_the_api_server_takes() -> None:
+    """Merging does not validate once more; this does."""
+
+    def check(sent: list[tuple[tuple[int, str], TrainerStatus]]) -> None:
+        known: Progress | None = None
+        for (attempt, now), reported in sorted(sent, key=lambda one: one[0]):
+            found = merge(known, reported, attempt, now)
+            if isinstance(found, Progress):
+                assert Progress.parse(found.to_json_dict()) == found
+                known = found
+
+    fuzz(st.lists(st.tuples(ATTEMPTS, REPORTS), max_size=6), check, 150)
